@@ -1,0 +1,444 @@
+"""The typed run configuration: one YAML file plus dotted overrides, every problem reported at once.
+
+Owns the fields, their units and the rules between them. A fact lives once: accumulation, steps and the DeepSpeed dictionary are derived
+elsewhere. Refuses unknown keys (naming the nearest known one), unsafe YAML and run names that would leave their folder.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+DEFAULT_REPLAY_SHARE = 0.25  # for a strong shift, such as prose to code or another language: arXiv 2403.08763
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing the user can fix: the field (dotted) or file, the value found, the rule it breaks, and what to do."""
+
+    field: str
+    value: object
+    rule: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        shown = "" if self.value is None else f" = {_shorten(self.value)}"
+        return f"{self.field}{shown}: {self.rule}" + (f"; {self.fix}" if self.fix else "")
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, listed in one go."""
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__("\n".join(f"  - {problem}" for problem in problems))
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _whole_number(value: object) -> object:
+    """Accept ``20e9``, ``"1_000_000"`` and ``4096.0`` where an integer is meant; YAML reads ``20e9`` as a string."""
+    if isinstance(value, str):
+        try:
+            value = float(value.replace("_", "")) if "e" in value.lower() else int(value.replace("_", ""))
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole_number), Field(ge=1)]
+Steps = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="name of the run folder")
+    dir: Path = Field(Path("runs"), description="folder that holds run folders")
+    seed: int = Field(1234, ge=0, lt=2**63, description="seed of data order and fresh weights")
+
+
+class ModelSection(Section):
+    init_from: str | None = Field(
+        None, description="pre-trained weights: a Hugging Face folder or hub name, or a checkpoint of an earlier run"
+    )
+    fresh: dict[str, Any] | str | None = Field(
+        None, description="a new model instead: a Hugging Face config mapping, or a YAML file that holds one"
+    )
+    tokenizer: str | None = Field(
+        None, description="tokenizer to export with the model; default: the one in init_from, if any"
+    )
+    attention: Literal["auto", "sdpa", "varlen", "flash_attn"] = Field("auto", description="attention back-end")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
+
+
+class StageSection(Section):
+    tokens: Count = Field(description="tokens of this stage")
+    share_general: Share = Field(description="share of general tokens in this stage")
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        default_factory=dict, description="relative weight of each source inside its group; default: by tokens"
+    )
+
+
+class DataSection(Section):
+    stores: dict[str, Path] = Field(min_length=1, description="source name -> token store folder")
+    seq_len: Count = Field(description="tokens in a packed row")
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        default_factory=dict, description="relative weight of each source inside its group; default: by tokens"
+    )
+    max_epochs: Annotated[float, Field(gt=0.0)] = Field(
+        4.0, description="passes over one source before its quota is capped (up to 4 are nearly free: arXiv 2305.16264)"
+    )
+    stages: tuple[StageSection, ...] = Field((), description="mixture by stage; replaces replay.share_general")
+
+
+class ReplaySection(Section):
+    share_general: Share | None = Field(
+        None,
+        description="share of every batch's tokens that replays general data, displacing domain tokens; "
+        f"default {DEFAULT_REPLAY_SHARE} when both kinds of store are given",
+    )
+
+
+class RewarmCosine(Section):
+    """Linear re-warm to the peak, cosine re-decay to the floor at the last step (arXiv 2403.08763)."""
+
+    name: Literal["rewarm_cosine"] = "rewarm_cosine"
+    warmup_steps: Steps | None = Field(None, description="default: 1% of the steps")
+    min_lr_ratio: Share = Field(0.1, description="final rate over peak rate")
+
+
+class Constant(Section):
+    name: Literal["constant"]
+    warmup_steps: Steps = 0
+
+
+class LinearToZero(Section):
+    name: Literal["linear_to_zero"]
+    warmup_steps: Steps = 0
+
+
+class WarmupStableDecay(Section):
+    """WSD: warm-up, plateau, decay over the last steps (arXiv 2404.06395)."""
+
+    name: Literal["wsd"]
+    warmup_steps: Steps = 0
+    decay_steps: Steps = Field(description="steps of the final decay")
+    decay: Literal["linear", "sqrt", "square", "cosine"] = "sqrt"
+    min_lr_ratio: Share = 0.0
+
+
+class Infinite(Section):
+    """Warm-up, cooldown to a plateau that has no end, and a short exponential anneal (arXiv 2403.08763, 2503.02844)."""
+
+    name: Literal["infinite_cosine", "infinite_inv_sqrt"]
+    warmup_steps: Steps
+    cooldown_steps: Steps
+    constant_steps: Steps
+    constant_lr_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.55, description="plateau over peak rate")
+    min_lr_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.1, description="final over peak rate; the exponential anneal cannot reach 0"
+    )
+    timescale: Annotated[float, Field(gt=0.0)] = Field(10.0, description="curvature of the inverse-square-root cooldown")
+
+
+Schedule = Annotated[
+    RewarmCosine | Constant | LinearToZero | WarmupStableDecay | Infinite, Field(discriminator="name")
+]
+
+
+class TrainSection(Section):
+    tokens: Count = Field(description="token budget of the run, all sources together; whole steps of it are trained")
+    global_batch_tokens: Count = Field(description="tokens per step over all ranks; accumulation is derived from it")
+    micro_batch_size: Count = Field(description="rows per rank in one forward and backward pass")
+    peak_lr: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="highest learning rate")
+    schedule: Schedule = RewarmCosine()
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="gradients are scaled down to this norm")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="compute type; masters and moments stay fp32")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+
+
+class DeepSpeedSection(Section):
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what is sharded: 1 optimizer, 2 + gradients, 3 + weights")
+    extra: dict[str, Any] = Field(
+        default_factory=dict, description="keys merged over the generated DeepSpeed dictionary, unchecked"
+    )
+
+
+class CheckpointSection(Section):
+    every_steps: Count | None = Field(None, description="default: only after the last step")
+    keep_last: Count = Field(2, description="complete checkpoints kept; the newest is never deleted")
+
+
+class EvalSection(Section):
+    every_steps: Count | None = Field(None, description="default: step 0 and the last step only")
+    at_steps: tuple[Steps, ...] = Field((), description="further steps to evaluate at")
+    tokens_per_source: Count = Field(262_144, description="held-out tokens evaluated of each source, at most")
+
+
+class LogSection(Section):
+    every_steps: Count = 10
+    wandb: Literal["disabled", "offline", "online"] = "offline"
+
+
+class RunConfig(Section):
+    """Everything a run needs; frozen."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    replay: ReplaySection = ReplaySection()
+    train: TrainSection
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.dir / self.run.name
+
+    @property
+    def global_batch_rows(self) -> int:
+        return self.train.global_batch_tokens // self.data.seq_len
+
+
+Rule = tuple[tuple[str, ...], Callable[[RunConfig], Problem | None]]
+
+
+def _exactly_one_model(config: RunConfig) -> Problem | None:
+    if (config.model.init_from is None) == (config.model.fresh is None):
+        return Problem("model", None, "give exactly one of model.init_from and model.fresh", "init_from continues a model")
+    return None
+
+
+def _whole_rows(config: RunConfig) -> Problem | None:
+    tokens, seq_len = config.train.global_batch_tokens, config.data.seq_len
+    if tokens % seq_len:
+        nearest = max(1, round(tokens / seq_len)) * seq_len
+        rule = f"must be a multiple of data.seq_len ({seq_len})"
+        return Problem("train.global_batch_tokens", tokens, rule, f"the nearest is {nearest}")
+    return None
+
+
+def _at_least_one_step(config: RunConfig) -> Problem | None:
+    if config.train.tokens < config.train.global_batch_tokens:
+        rule = f"is less than one step (train.global_batch_tokens = {config.train.global_batch_tokens})"
+        return Problem("train.tokens", config.train.tokens, rule)
+    return None
+
+
+def _stages_fill_the_budget(config: RunConfig) -> Problem | None:
+    total = sum(stage.tokens for stage in config.data.stages)
+    if config.data.stages and total != config.train.tokens:
+        return Problem("data.stages", total, f"stage tokens must add up to train.tokens ({config.train.tokens})")
+    return None
+
+
+def _replay_or_stages(config: RunConfig) -> Problem | None:
+    if config.data.stages and config.replay.share_general is not None:
+        rule = "data.stages states the share of every stage"
+        return Problem("replay.share_general", config.replay.share_general, rule, "remove one of the two")
+    return None
+
+
+def _known_weights(config: RunConfig) -> Problem | None:
+    named = set(config.data.weights).union(*(stage.weights for stage in config.data.stages))
+    if unknown := sorted(named - set(config.data.stores)):
+        return Problem("data.weights", unknown, f"names no source of data.stores ({sorted(config.data.stores)})")
+    return None
+
+
+def _schedule_fits(config: RunConfig) -> Problem | None:
+    steps = config.train.tokens // config.train.global_batch_tokens
+    parts = {
+        name: value
+        for name, value in config.train.schedule.model_dump().items()
+        if name.endswith("_steps") and value is not None
+    }
+    if sum(parts.values()) > steps:
+        rule = f"segments add up to {sum(parts.values())} steps but the run has {steps}"
+        return Problem("train.schedule", parts, rule, "shorten them or raise train.tokens")
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    (("model",), _exactly_one_model),
+    (("train.global_batch_tokens", "data.seq_len"), _whole_rows),
+    (("train.tokens", "train.global_batch_tokens"), _at_least_one_step),
+    (("data.stages", "train.tokens"), _stages_fill_the_budget),
+    (("data.stages", "replay.share_general"), _replay_or_stages),
+    (("data.weights", "data.stages", "data.stores"), _known_weights),
+    (("train.schedule", "train.tokens", "train.global_batch_tokens"), _schedule_fits),
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run YAML, apply ``a.b=value`` overrides, validate, and make paths absolute.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    raw = read_mapping(path)
+    for override in overrides:
+        apply_override(raw, override)
+    return validate(_with_absolute_paths(raw, base=Path.cwd()))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping. Raises ConfigError naming the file and, for bad syntax, the line."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(Problem(str(path), None, "no such file", _nearby_files(path))) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(Problem(str(path), None, f"cannot be read as YAML: {error}")) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(Problem(str(path), raw, "must hold a mapping of sections such as run, model, data, train"))
+    return raw
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set ``a.b.c=value`` in place; the value is read as YAML, so ``1e-3``, ``null`` and ``[1, 2]`` mean what they say."""
+    key, separator, text = override.partition("=")
+    if not separator or not key or not all(key.split(".")):
+        raise ConfigError(Problem(override, None, "an override has the form section.field=value"))
+    *parents, leaf = key.split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(Problem(key, child, f"{parent} is not a section, so it has no field {leaf}"))
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(Problem(key, text, f"is not a YAML value: {error}")) from None
+
+
+def validate(raw: Mapping[str, Any]) -> RunConfig:
+    """Build the config, or raise ConfigError with every wrong field and every broken rule."""
+    try:
+        config, problems = RunConfig.model_validate(raw), []
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors()]
+        repaired = _without_faults(raw, error)
+        if repaired is None:
+            raise ConfigError(*problems) from None
+        config = repaired
+    faulty = {problem.field for problem in problems}
+    for fields, rule in RULES:
+        if not any(bad.startswith(field) or field.startswith(bad) for field in fields for bad in faulty):
+            found = rule(config)
+            problems += [found] if found else []
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def _without_faults(raw: Mapping[str, Any], error: ValidationError) -> RunConfig | None:
+    """The config with its wrong fields left out, so that rules between the others are still checked; None if that fails."""
+    copy = json.loads(json.dumps(raw, default=str))
+    for detail in error.errors():
+        node, location = copy, [part for part in detail["loc"] if not _is_union_tag(part)]
+        for part in location[:-1]:
+            node = node.get(part, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict) and location:
+            node.pop(location[-1], None)
+    try:
+        return RunConfig.model_validate(copy)
+    except ValidationError:
+        return None
+
+
+def _is_union_tag(part: object) -> bool:
+    """Pydantic puts the chosen schedule, or the name of a union's member, into an error's location."""
+    return part in {"rewarm_cosine", "constant", "linear_to_zero", "wsd", "infinite_cosine", "infinite_inv_sqrt"} or (
+        isinstance(part, str) and part.startswith(("dict[", "function-", "constrained-"))
+    )
+
+
+def _problem(detail: Any) -> Problem:
+    location = [str(part) for part in detail["loc"] if not _is_union_tag(part)]
+    field = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        return Problem(field, detail["input"], "unknown field", _nearest(field))
+    if detail["type"] == "missing":
+        return Problem(field, None, "is required", _describe(field))
+    rule = detail["msg"][0].lower() + detail["msg"][1:]
+    return Problem(field, detail["input"], rule, _describe(field))
+
+
+def _fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, str]:
+    """Dotted name -> description of every field; a schedule's own fields stand under train.schedule."""
+    found: dict[str, str] = {}
+    for name, info in model.model_fields.items():
+        found[prefix + name] = info.description or ""
+        kinds = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found |= _fields(kind, f"{prefix}{name}.")
+    return found
+
+
+def _nearest(field: str) -> str:
+    known = list(_fields())
+    close = difflib.get_close_matches(field, known, n=1, cutoff=0.6)
+    if not close:  # the right name in the wrong section, or a section forgotten
+        leaf = field.rsplit(".", 1)[-1]
+        by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+        close = [by_leaf[name] for name in difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.75)]
+    return f"did you mean {close[0]}?" if close else "cpt config schema lists the fields"
+
+
+def _describe(field: str) -> str:
+    return _fields().get(field, "")
+
+
+def _nearby_files(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist either"
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _with_absolute_paths(raw: dict[str, Any], *, base: Path) -> dict[str, Any]:
+    """Paths are given relative to where the command runs; a run folder keeps them absolute, so resume works anywhere."""
+    data, model, run = (raw.get(name) if isinstance(raw.get(name), dict) else {} for name in ("data", "model", "run"))
+    assert data is not None and model is not None and run is not None
+    if isinstance(data.get("stores"), dict):
+        data["stores"] = {
+            name: str(base / path) if isinstance(path, str) else path for name, path in data["stores"].items()
+        }
+    for key in ("init_from", "tokenizer"):  # either a local path or a hub name
+        if isinstance(model.get(key), str) and (base / model[key]).exists():
+            model[key] = str(base / model[key])
+    if isinstance(model.get("fresh"), str):
+        model["fresh"] = read_mapping(base / model["fresh"])
+    if isinstance(run, dict) and "run" in raw:
+        run["dir"] = str(base / str(run.get("dir", "runs")))
+    return raw
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config, every default filled in; reading it back gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a run file, for editors."""
+    return RunConfig.model_json_schema()

@@ -1,0 +1,30 @@
+"""Exceptions to exit codes: 2 the user can fix it, 3 the environment is at fault, 1 our bug. Never 0."""
+
+import traceback
+from pathlib import Path
+
+from cpt.config import ConfigError
+from cpt.rundir import DataError
+
+_OWN = Path(__file__).resolve().parent.parent
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Exit code and what to print. A considered message stands alone; for anything else the traceback is the message."""
+    if isinstance(error, ConfigError):
+        return 2, f"configuration error:\n{error}"
+    if isinstance(error, DataError):
+        return 2, f"data error: {error}"
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, OSError):
+        return 3, f"environment error: {error}"
+    if isinstance(error, RuntimeError):
+        return 3, f"environment error: {error}" if _raised_here(error) else trace
+    return 1, f"{trace}This is a bug in cpt; please report it with the lines above."
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether our own code raised it, with a message meant for people, rather than torch or DeepSpeed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = Path(frames[-1].filename).resolve()
+    return last.is_relative_to(_OWN / "cpt") or last.is_relative_to(_OWN / "data_tools") or last.is_relative_to(_OWN / "launch")

@@ -1,0 +1,179 @@
+"""From a run config to its plan, before any GPU is touched: opens the stores, checks that everything fits, apportions the tokens.
+
+Imports no torch, so ``cpt train --dry-run`` works on a login node. Every problem found is reported in one go.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cpt.config import DEFAULT_REPLAY_SHARE, ConfigError, Problem, RunConfig
+from cpt.data.packing import concat_num_rows
+from cpt.data.token_store import TokenStore
+from cpt.plan import Group, Plan, PlanSource, StageWish, build_plan
+from cpt.rundir import DataError
+from data_tools.encoders import tokenizer_fingerprint
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start: its plan and its open stores by source name."""
+
+    config: RunConfig
+    plan: Plan
+    warnings: tuple[str, ...]
+    train_stores: Mapping[str, TokenStore]
+    heldout_stores: Mapping[str, TokenStore]
+
+    @property
+    def vocab_size(self) -> int:
+        return max(store.manifest.vocab_size for store in self.train_stores.values())
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Open the stores and build the plan.
+
+    Raises:
+        ConfigError: every store that cannot be used, tokenizers that differ, a mixture that cannot be had.
+    """
+    train, problems = _open_split(config, "train")
+    heldout, more = _open_split(config, "heldout")
+    problems += [problem for problem in more if problem not in problems]
+    problems += _tokenizer_problems(config, train)
+    if problems:
+        raise ConfigError(*problems)
+    try:
+        plan, warnings = _build_plan(config, train)
+    except DataError as error:
+        raise ConfigError(Problem("data", None, str(error))) from None
+    return Prepared(config, plan, tuple(warnings), train, heldout)
+
+
+def group_of(store: TokenStore) -> Group:
+    """A store labelled ``general`` is replayed; any other label is a domain to learn."""
+    return "general" if store.manifest.domain == "general" else "domain"
+
+
+def _open_split(config: RunConfig, split: str) -> tuple[dict[str, TokenStore], list[Problem]]:
+    stores: dict[str, TokenStore] = {}
+    problems: list[Problem] = []
+    for name, folder in config.data.stores.items():
+        try:
+            stores[name] = TokenStore.open(folder / split)
+        except DataError as error:
+            problems.append(Problem(f"data.stores.{name}", str(folder), str(error)))
+            continue
+        if stores[name].num_tokens < 2:
+            rule = f"its {split} split holds {stores[name].num_tokens} tokens, too few to predict one"
+            fix = "tokenize more text, or a larger --heldout-fraction"
+            problems.append(Problem(f"data.stores.{name}", str(folder), rule, fix))
+    return stores, problems
+
+
+def _tokenizer_problems(config: RunConfig, stores: Mapping[str, TokenStore]) -> list[Problem]:
+    prints = {name: store.manifest.tokenizer.fingerprint for name, store in stores.items()}
+    named = [f"{name} with {store.manifest.tokenizer.name}" for name, store in stores.items()]
+    if len(set(prints.values())) > 1:
+        rule = f"the stores were made with different tokenizers: {', '.join(named)}"
+        return [Problem("data.stores", None, rule, "tokenize them again with the model's tokenizer")]
+    tokenizer = tokenizer_path(config)
+    if tokenizer is None or not prints:
+        return []
+    try:
+        wanted = tokenizer_fingerprint(tokenizer)
+    except DataError as error:
+        return [Problem("model.tokenizer", str(tokenizer), str(error))]
+    if wanted in prints.values():
+        return []
+    rule = f"differs from the tokenizer that made the stores ({named[0]})"
+    return [Problem("model.tokenizer", str(tokenizer), rule, "tokenize with it, or give the stores' tokenizer")]
+
+
+def tokenizer_path(config: RunConfig) -> Path | None:
+    """The tokenizer that belongs to the model: stated, or found in a local init_from folder."""
+    if config.model.tokenizer is not None:
+        return Path(config.model.tokenizer)
+    origin = Path(config.model.init_from) if config.model.init_from else None
+    if origin and any((origin / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "spiece.model")):
+        return origin
+    return None
+
+
+def _build_plan(config: RunConfig, stores: Mapping[str, TokenStore]) -> tuple[Plan, list[str]]:
+    seq_len = config.data.seq_len
+    sources = [
+        PlanSource(
+            name=name,
+            group=group_of(store),
+            num_rows=concat_num_rows(store.num_tokens, seq_len),
+            num_tokens=store.num_tokens,
+            content_hash=store.manifest.content_hash,
+        )
+        for name, store in stores.items()
+    ]
+    plan, warnings = build_plan(
+        sources,
+        _wishes(config, {source.group for source in sources}),
+        seed=config.run.seed,
+        seq_len=seq_len,
+        global_batch_rows=config.global_batch_rows,
+        max_epochs=config.data.max_epochs,
+    )
+    if config.model.init_from and plan.share_general() == 0:
+        warnings.append("no general data is replayed (replay.share_general = 0): expect the model to forget")
+    return plan, warnings
+
+
+def _wishes(config: RunConfig, groups: set[Group]) -> list[StageWish]:
+    if config.data.stages:
+        return [
+            StageWish(stage.tokens, stage.share_general, dict(stage.weights or config.data.weights))
+            for stage in config.data.stages
+        ]
+    share = config.replay.share_general
+    if share is None:
+        share = DEFAULT_REPLAY_SHARE if len(groups) == 2 else float("general" in groups)
+    return [StageWish(config.train.tokens, share, dict(config.data.weights))]
+
+
+def plan_facts(prepared: Prepared) -> dict[str, Any]:
+    """What the plan promises, for --json and the banner: tokens, shares and epochs per source and stage."""
+    plan = prepared.plan
+    return {
+        "fingerprint": plan.fingerprint,
+        "steps": plan.num_steps,
+        "tokens": plan.num_rows * plan.seq_len,
+        "seq_len": plan.seq_len,
+        "share_general": plan.share_general(),
+        "share_domain": plan.share_domain(),
+        "sources": [
+            {
+                "name": source.name,
+                "group": source.group,
+                "tokens_available": source.num_tokens,
+                "tokens_planned": plan.tokens_by_source()[source.name],
+                "epochs": plan.epochs_by_source()[source.name],
+                "shares": [plan.shares(stage)[source.name] for stage in range(len(plan.stages))],
+            }
+            for source in plan.sources
+        ],
+        "warnings": list(prepared.warnings),
+    }
+
+
+def render_plan(facts: Mapping[str, Any]) -> Table:
+    """The banner's table: which source gives how much."""
+    title = f"plan {facts['fingerprint']}: {facts['steps']:,} steps, {facts['tokens']:,} tokens"
+    table = Table(title=title, title_justify="left", caption="\n".join(facts["warnings"]) or None, caption_justify="left")
+    for column in ("source", "group"):
+        table.add_column(column)
+    for column in ("available", "planned", "share", "epochs"):
+        table.add_column(column, justify="right")
+    for source in facts["sources"]:
+        shares = " → ".join(f"{share:.1%}" for share in source["shares"])
+        available, planned = f"{source['tokens_available']:,}", f"{source['tokens_planned']:,}"
+        table.add_row(source["name"], source["group"], available, planned, shares, f"{source['epochs']:.2f}")
+    return table

@@ -1,0 +1,69 @@
+"""Every path inside a run folder, and the one way small files are written.
+
+A run folder is readable by tools that know nothing of the code: YAML, JSON and JSON lines, one folder per checkpoint. Small files
+appear whole or not at all: they are written beside their final name, flushed to disk, then renamed over it.
+"""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+_STEP_NAME = re.compile(r"step_(\d{8})")
+
+
+class DataError(ValueError):
+    """An input or artifact that the user can fix: the message names the file, what is wrong with it, and the fix."""
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write ``content`` so that a reader, or a crash, sees either the old file or the new one, never a part.
+
+    Raises:
+        OSError: the folder is missing, read-only or full; the old file is then untouched.
+    """
+    raw = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a run folder is shared with evaluators and watchers
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class RunDir:
+    """The names of a run folder's parts; creates nothing by itself."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.plan = root / "plan.json"
+        self.environment = root / "environment.json"
+        self.metrics = root / "metrics.jsonl"
+        self.events = root / "events.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.evals = root / "evals"
+        self.report = root / "report"
+        self.logs = root / "logs"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / step_name(step)
+
+    def eval_file(self, step: int) -> Path:
+        return self.evals / f"{step_name(step)}.json"
+
+
+def step_name(step: int) -> str:
+    """``500`` -> ``"step_00000500"``."""
+    return f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """``.../step_00000500[.json]`` -> ``500``; None for any other name."""
+    match = _STEP_NAME.fullmatch(path.name.split(".")[0])
+    return int(match.group(1)) if match else None

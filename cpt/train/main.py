@@ -1,0 +1,48 @@
+"""The module that every rank runs: ``deepspeed --module cpt.train.main RUN.yaml [a.b=c ...]`` or ``--resume RUN_DIR``.
+
+An entry point like ``cpt.cli``: it may import what stands above its floor.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="cpt.train.main", description="Train, as one rank of a job.")
+    parser.add_argument("config", nargs="?", type=Path, help="run YAML; left out with --resume")
+    parser.add_argument("overrides", nargs="*", help="section.field=value")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
+    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher; the environment is used instead")
+    options = parser.parse_args(arguments)
+    if options.resume and options.config:  # the first positional is an override then
+        options.overrides.insert(0, str(options.config))
+        options.config = None
+    if (options.config is None) == (options.resume is None):
+        parser.error("give a run YAML, or --resume RUN_DIR")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train and return the exit code: 0 done, 2 the user can fix it, 3 the environment, 143 stopped after a save, 1 our bug."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    from cpt.config import load_config
+    from cpt.failures import explain
+    from cpt.run import read_run_config, train
+
+    try:
+        if options.resume:
+            return train(read_run_config(options.resume, options.overrides), resume=True)
+        return train(load_config(options.config, options.overrides))
+    except Exception as error:
+        code, message = explain(error)
+        if os.environ.get("RANK", "0") == "0" or code in (1, 3):  # what the user can fix is the same on every rank
+            print(message or traceback.format_exc(), file=sys.stderr, flush=True)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
