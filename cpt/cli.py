@@ -1,10 +1,10 @@
-"""`cpt VERB`: ten lines per verb; a verb's code is imported only when it is called, so ``cpt --help`` needs no torch."""
+"""`cpt VERB`: ten lines per verb. A verb's code is imported when it is called, so ``cpt --help`` needs no torch."""
 
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,8 +20,11 @@ app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="run file, see configs/runs/")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="fields to change, e.g. train.peak_lr=1e-3")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="fields to change, e.g. train.peak_lr=1e-3")
+]
 RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="run folders; several are compared")]
+TxtDocuments = Literal["file", "blank-line"]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
@@ -30,7 +33,9 @@ def train(
     config: ConfigPath,
     overrides: Overrides = None,
     nproc: Annotated[int, typer.Option(help="processes on this machine, started by the deepspeed launcher", min=1)] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan; train nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything and show the plan; train nothing")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a new run: cpt train configs/runs/cpt_cpu.yaml train.peak_lr=1e-3 --nproc 2"""
@@ -92,6 +97,96 @@ def config_schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=1))
 
 
+@app.command("eval")
+def evaluate(
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="RUN_DIR/checkpoints/step_N")],
+    as_json: Json = False,
+) -> None:
+    """Held-out loss of checkpoints on every source of their run: cpt eval runs/NAME/checkpoints/step_00000500"""
+    from cpt.offline import base_record, eval_facts, evaluate_checkpoint, render_eval
+
+    for path in checkpoints:
+        _show(eval_facts(evaluate_checkpoint(path), base_record(path)), render_eval, as_json=as_json)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="RUN_DIR/checkpoints/step_N")],
+    out: Annotated[Path, typer.Option(help="new folder for the Hugging Face model")],
+    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="type of the weights")] = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder and verify its logits: cpt export CHECKPOINT --out hf_dir"""
+    from dataclasses import asdict
+
+    from cpt.offline import export as export_folder
+
+    written = export_folder(checkpoint, out, dtype=dtype)
+    if as_json:
+        typer.echo(json.dumps({**asdict(written), "out": str(written.out)}, indent=1))
+    else:
+        size = f"{written.parameters:,} parameters, {written.bytes:,} bytes in {len(written.files)} files"
+        typer.echo(f"{written.out}: {size}; reloaded, largest logit difference {written.logit_difference:.2g}")
+
+
+@data_app.command()
+def tokenize(
+    inputs: Annotated[
+        list[str], typer.Option("--input", help="files, globs, a saved dataset folder or hf://name; repeatable")
+    ],
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, Hugging Face folder or sentencepiece .model")],
+    out: Annotated[Path, typer.Option(help="store folder; gets train/ and heldout/")],
+    source: Annotated[str, typer.Option(help="name of this corpus in run files and reports")],
+    domain: Annotated[
+        str, typer.Option(help="label: 'general' for data to replay, anything else is a domain to learn")
+    ],
+    more_inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="more inputs, as a shell expands a glob")
+    ] = None,
+    heldout_fraction: Annotated[
+        float, typer.Option(help="share of documents held out, chosen by document hash")
+    ] = 0.01,
+    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
+    txt_documents: Annotated[TxtDocuments, typer.Option(help="what one document of a .txt file is")] = "file",
+    eos_token: Annotated[str | None, typer.Option(help="end-of-document token, where the tokenizer names none")] = None,
+    workers: Annotated[int, typer.Option(help="parallel workers; the output does not depend on it", min=1)] = 2,
+    as_json: Json = False,
+) -> None:
+    """Build a token store, resumable: cpt data tokenize --input corpus/*.jsonl.zst --tokenizer TOKENIZER --out
+    stores/medical ...
+    """
+    from data_tools.commands import tokenize_with_progress
+    from data_tools.sources import ReadOptions
+    from data_tools.store_builder import StoreRequest
+
+    request = StoreRequest(
+        inputs=(*inputs, *(more_inputs or [])),
+        tokenizer=tokenizer,
+        out=out,
+        source=source,
+        domain=domain,
+        heldout_fraction=heldout_fraction,
+        eos_token=eos_token,
+        read=ReadOptions(text_key=text_key, txt_documents=txt_documents),
+        workers=workers,
+    )
+    tokenize_with_progress(request, as_json=as_json)
+
+
+@data_app.command()
+def inspect(
+    store: Annotated[Path, typer.Argument(help="store folder")],
+    tokenizer: Annotated[Path | None, typer.Option(help="the store's tokenizer, to show text instead of ids")] = None,
+    num_documents: Annotated[int, typer.Option(help="documents to show from each split", min=0)] = 3,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a token store: cpt data inspect stores/medical --tokenizer TOKENIZER"""
+    from data_tools.store_view import inspect_store, render_inspection
+
+    facts = inspect_store(store, tokenizer=tokenizer, num_documents=num_documents)
+    _show(facts, render_inspection, as_json=as_json)
+
+
 @app.command()
 def report(
     run_dirs: RunDirs,
@@ -108,8 +203,24 @@ def report(
     typer.echo(f"{paths.html}\n{paths.markdown}")
 
 
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option(help="seed of weights and data order", min=0)] = 1234,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="a smaller model on fewer tokens: under 90 s, rougher figures")
+    ] = False,
+) -> None:
+    """The whole pipeline in minutes on a CPU: see forgetting and its cure on text that Python itself brings along."""
+    from cpt.quickstart import quickstart as run_all
+
+    run_all(out, seed=seed, fast=fast)
+
+
 def main() -> None:
-    """Entry point: turns every failure into an exit code and, where a person can fix it, a message without a traceback."""
+    """Entry point: turns every failure into an exit code and, where a person can fix it, a message without a
+    traceback.
+    """
     try:
         app()
     except Exception as error:

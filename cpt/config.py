@@ -1,18 +1,22 @@
 """The typed run configuration: one YAML file plus dotted overrides, every problem reported at once.
 
-Owns the fields, their units and the rules between them. A fact lives once: accumulation, steps and the DeepSpeed dictionary are derived
-elsewhere. Refuses unknown keys (naming the nearest known one), unsafe YAML and run names that would leave their folder.
+Owns the fields, their units and the rules between them. A fact lives once: accumulation, steps and the DeepSpeed
+dictionary are derived elsewhere. Refuses unknown keys (naming the nearest known one), unsafe YAML and run names that
+would leave their folder.
 """
 
 import difflib
-import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+
+from cpt.schedule_fields import Count, RewarmCosine, Schedule, Section, Share, Steps
 
 DEFAULT_REPLAY_SHARE = 0.25  # for a strong shift, such as prose to code or another language: arXiv 2403.08763
 
@@ -42,25 +46,6 @@ class ConfigError(ValueError):
 def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _whole_number(value: object) -> object:
-    """Accept ``20e9``, ``"1_000_000"`` and ``4096.0`` where an integer is meant; YAML reads ``20e9`` as a string."""
-    if isinstance(value, str):
-        try:
-            value = float(value.replace("_", "")) if "e" in value.lower() else int(value.replace("_", ""))
-        except ValueError:
-            return value
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Count = Annotated[int, BeforeValidator(_whole_number), Field(ge=1)]
-Steps = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class RunSection(Section):
@@ -111,62 +96,17 @@ class ReplaySection(Section):
     )
 
 
-class RewarmCosine(Section):
-    """Linear re-warm to the peak, cosine re-decay to the floor at the last step (arXiv 2403.08763)."""
-
-    name: Literal["rewarm_cosine"] = "rewarm_cosine"
-    warmup_steps: Steps | None = Field(None, description="default: 1% of the steps")
-    min_lr_ratio: Share = Field(0.1, description="final rate over peak rate")
-
-
-class Constant(Section):
-    name: Literal["constant"]
-    warmup_steps: Steps = 0
-
-
-class LinearToZero(Section):
-    name: Literal["linear_to_zero"]
-    warmup_steps: Steps = 0
-
-
-class WarmupStableDecay(Section):
-    """WSD: warm-up, plateau, decay over the last steps (arXiv 2404.06395)."""
-
-    name: Literal["wsd"]
-    warmup_steps: Steps = 0
-    decay_steps: Steps = Field(description="steps of the final decay")
-    decay: Literal["linear", "sqrt", "square", "cosine"] = "sqrt"
-    min_lr_ratio: Share = 0.0
-
-
-class Infinite(Section):
-    """Warm-up, cooldown to a plateau that has no end, and a short exponential anneal (arXiv 2403.08763, 2503.02844)."""
-
-    name: Literal["infinite_cosine", "infinite_inv_sqrt"]
-    warmup_steps: Steps
-    cooldown_steps: Steps
-    constant_steps: Steps
-    constant_lr_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.55, description="plateau over peak rate")
-    min_lr_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.1, description="final over peak rate; the exponential anneal cannot reach 0"
-    )
-    timescale: Annotated[float, Field(gt=0.0)] = Field(10.0, description="curvature of the inverse-square-root cooldown")
-
-
-Schedule = Annotated[
-    RewarmCosine | Constant | LinearToZero | WarmupStableDecay | Infinite, Field(discriminator="name")
-]
-
-
 class TrainSection(Section):
     tokens: Count = Field(description="token budget of the run, all sources together; whole steps of it are trained")
     global_batch_tokens: Count = Field(description="tokens per step over all ranks; accumulation is derived from it")
     micro_batch_size: Count = Field(description="rows per rank in one forward and backward pass")
     peak_lr: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="highest learning rate")
-    schedule: Schedule = RewarmCosine()
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    schedule: Schedule = Field(RewarmCosine(), description="learning rate over the run")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.1, description="decoupled decay of matrices and embeddings")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="decay of Adam's first and second moment"
+    )
+    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="added to the root of Adam's second moment")
     max_grad_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="gradients are scaled down to this norm")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="compute type; masters and moments stay fp32")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
@@ -191,8 +131,10 @@ class EvalSection(Section):
 
 
 class LogSection(Section):
-    every_steps: Count = 10
-    wandb: Literal["disabled", "offline", "online"] = "offline"
+    every_steps: Count = Field(10, description="steps of one record in metrics.jsonl")
+    wandb: Literal["disabled", "offline", "online"] = Field(
+        "offline", description="Weights & Biases; online needs a login"
+    )
 
 
 class RunConfig(Section):
@@ -222,7 +164,9 @@ Rule = tuple[tuple[str, ...], Callable[[RunConfig], Problem | None]]
 
 def _exactly_one_model(config: RunConfig) -> Problem | None:
     if (config.model.init_from is None) == (config.model.fresh is None):
-        return Problem("model", None, "give exactly one of model.init_from and model.fresh", "init_from continues a model")
+        return Problem(
+            "model", None, "give exactly one of model.init_from and model.fresh", "init_from continues a model"
+        )
     return None
 
 
@@ -265,11 +209,8 @@ def _known_weights(config: RunConfig) -> Problem | None:
 
 def _schedule_fits(config: RunConfig) -> Problem | None:
     steps = config.train.tokens // config.train.global_batch_tokens
-    parts = {
-        name: value
-        for name, value in config.train.schedule.model_dump().items()
-        if name.endswith("_steps") and value is not None
-    }
+    fields = config.train.schedule.model_dump()
+    parts = {name: value for name, value in fields.items() if name.endswith("_steps") and value}
     if sum(parts.values()) > steps:
         rule = f"segments add up to {sum(parts.values())} steps but the run has {steps}"
         return Problem("train.schedule", parts, rule, "shorten them or raise train.tokens")
@@ -294,9 +235,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: with every problem found.
     """
     raw = read_mapping(path)
-    for override in overrides:
-        apply_override(raw, override)
-    return validate(_with_absolute_paths(raw, base=Path.cwd()))
+    problems: list[Problem] = []
+    for action in (*(partial(apply_override, raw, text) for text in overrides), partial(_make_paths_absolute, raw)):
+        try:
+            action()
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        config = validate(raw)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return config
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -305,7 +256,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(Problem(str(path), None, "no such file", _nearby_files(path))) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        OSError,
+    ) as error:  # ValueError: not UTF-8, or a date such as 2024-02-30
         raise ConfigError(Problem(str(path), None, f"cannot be read as YAML: {error}")) from None
     if not isinstance(raw, dict):
         raise ConfigError(Problem(str(path), raw, "must hold a mapping of sections such as run, model, data, train"))
@@ -313,7 +269,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set ``a.b.c=value`` in place; the value is read as YAML, so ``1e-3``, ``null`` and ``[1, 2]`` mean what they say."""
+    """Set ``a.b.c=value`` in place; the value is read as YAML: ``1e-3``, ``null`` and ``[1, 2]`` mean what they say."""
     key, separator, text = override.partition("=")
     if not separator or not key or not all(key.split(".")):
         raise ConfigError(Problem(override, None, "an override has the form section.field=value"))
@@ -326,7 +282,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         node = child
     try:
         node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(Problem(key, text, f"is not a YAML value: {error}")) from None
 
 
@@ -335,7 +291,7 @@ def validate(raw: Mapping[str, Any]) -> RunConfig:
     try:
         config, problems = RunConfig.model_validate(raw), []
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors()]
+        problems = list({problem.field: problem for problem in map(_problem, reversed(error.errors()))}.values())[::-1]
         repaired = _without_faults(raw, error)
         if repaired is None:
             raise ConfigError(*problems) from None
@@ -351,10 +307,11 @@ def validate(raw: Mapping[str, Any]) -> RunConfig:
 
 
 def _without_faults(raw: Mapping[str, Any], error: ValidationError) -> RunConfig | None:
-    """The config with its wrong fields left out, so that rules between the others are still checked; None if that fails."""
-    copy = json.loads(json.dumps(raw, default=str))
+    """The config with its wrong fields left out, so that rules between the others are checked; None if that fails."""
+    copy = deepcopy(dict(raw))
     for detail in error.errors():
-        node, location = copy, [part for part in detail["loc"] if not _is_union_tag(part)]
+        node: Any = copy
+        location = _location(detail)
         for part in location[:-1]:
             node = node.get(part, {}) if isinstance(node, dict) else {}
         if isinstance(node, dict) and location:
@@ -365,22 +322,22 @@ def _without_faults(raw: Mapping[str, Any], error: ValidationError) -> RunConfig
         return None
 
 
-def _is_union_tag(part: object) -> bool:
-    """Pydantic puts the chosen schedule, or the name of a union's member, into an error's location."""
-    return part in {"rewarm_cosine", "constant", "linear_to_zero", "wsd", "infinite_cosine", "infinite_inv_sqrt"} or (
-        isinstance(part, str) and part.startswith(("dict[", "function-", "constrained-"))
-    )
+def _location(detail: Any) -> list[Any]:
+    """Keys from the root to the fault, without what pydantic adds: the schedule's name, and the member of a union."""
+    location = list(detail["loc"])
+    if location[:2] == ["train", "schedule"]:
+        del location[2:3]
+    return location[:2] if location[:2] == ["model", "fresh"] else location
 
 
 def _problem(detail: Any) -> Problem:
-    location = [str(part) for part in detail["loc"] if not _is_union_tag(part)]
-    field = ".".join(location)
+    field = ".".join(map(str, _location(detail)))
     if detail["type"] == "extra_forbidden":
         return Problem(field, detail["input"], "unknown field", _nearest(field))
     if detail["type"] == "missing":
-        return Problem(field, None, "is required", _describe(field))
+        return Problem(field, None, "is required", _fields().get(field, ""))
     rule = detail["msg"][0].lower() + detail["msg"][1:]
-    return Problem(field, detail["input"], rule, _describe(field))
+    return Problem(field, detail["input"], rule, _fields().get(field, ""))
 
 
 def _fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, str]:
@@ -405,10 +362,6 @@ def _nearest(field: str) -> str:
     return f"did you mean {close[0]}?" if close else "cpt config schema lists the fields"
 
 
-def _describe(field: str) -> str:
-    return _fields().get(field, "")
-
-
 def _nearby_files(path: Path) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either"
@@ -416,10 +369,12 @@ def _nearby_files(path: Path) -> str:
     return f"did you mean {path.parent / close[0]}?" if close else ""
 
 
-def _with_absolute_paths(raw: dict[str, Any], *, base: Path) -> dict[str, Any]:
-    """Paths are given relative to where the command runs; a run folder keeps them absolute, so resume works anywhere."""
-    data, model, run = (raw.get(name) if isinstance(raw.get(name), dict) else {} for name in ("data", "model", "run"))
-    assert data is not None and model is not None and run is not None
+def _make_paths_absolute(raw: dict[str, Any]) -> None:
+    """Paths are relative to where the command runs; a run folder keeps them absolute, so that resume works anywhere."""
+    base = Path.cwd()
+    data, model, run = (
+        section if isinstance(section := raw.get(name), dict) else {} for name in ("data", "model", "run")
+    )
     if isinstance(data.get("stores"), dict):
         data["stores"] = {
             name: str(base / path) if isinstance(path, str) else path for name, path in data["stores"].items()
@@ -427,11 +382,10 @@ def _with_absolute_paths(raw: dict[str, Any], *, base: Path) -> dict[str, Any]:
     for key in ("init_from", "tokenizer"):  # either a local path or a hub name
         if isinstance(model.get(key), str) and (base / model[key]).exists():
             model[key] = str(base / model[key])
+    if isinstance(run.get("dir", "runs"), str):
+        run["dir"] = str(base / run.get("dir", "runs"))
     if isinstance(model.get("fresh"), str):
         model["fresh"] = read_mapping(base / model["fresh"])
-    if isinstance(run, dict) and "run" in raw:
-        run["dir"] = str(base / str(run.get("dir", "runs")))
-    return raw
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -10,7 +10,7 @@ _OWN = Path(__file__).resolve().parent.parent
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """Exit code and what to print. A considered message stands alone; for anything else the traceback is the message."""
+    """Exit code and what to print: a considered message alone, or the traceback of what nobody considered."""
     if isinstance(error, ConfigError):
         return 2, f"configuration error:\n{error}"
     if isinstance(error, DataError):
@@ -27,4 +27,8 @@ def _raised_here(error: Exception) -> bool:
     """Whether our own code raised it, with a message meant for people, rather than torch or DeepSpeed."""
     frames = traceback.extract_tb(error.__traceback__)
     last = Path(frames[-1].filename).resolve()
-    return last.is_relative_to(_OWN / "cpt") or last.is_relative_to(_OWN / "data_tools") or last.is_relative_to(_OWN / "launch")
+    return (
+        last.is_relative_to(_OWN / "cpt")
+        or last.is_relative_to(_OWN / "data_tools")
+        or last.is_relative_to(_OWN / "launch")
+    )

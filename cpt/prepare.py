@@ -1,4 +1,5 @@
-"""From a run config to its plan, before any GPU is touched: opens the stores, checks that everything fits, apportions the tokens.
+"""From a run config to its plan, before any GPU is touched: opens the stores, checks that everything fits, apportions
+the tokens.
 
 Imports no torch, so ``cpt train --dry-run`` works on a login node. Every problem found is reported in one go.
 """
@@ -167,7 +168,9 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
 def render_plan(facts: Mapping[str, Any]) -> Table:
     """The banner's table: which source gives how much."""
     title = f"plan {facts['fingerprint']}: {facts['steps']:,} steps, {facts['tokens']:,} tokens"
-    table = Table(title=title, title_justify="left", caption="\n".join(facts["warnings"]) or None, caption_justify="left")
+    table = Table(
+        title=title, title_justify="left", caption="\n".join(facts["warnings"]) or None, caption_justify="left"
+    )
     for column in ("source", "group"):
         table.add_column(column)
     for column in ("available", "planned", "share", "epochs"):

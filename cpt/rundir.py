@@ -1,7 +1,8 @@
 """Every path inside a run folder, and the one way small files are written.
 
-A run folder is readable by tools that know nothing of the code: YAML, JSON and JSON lines, one folder per checkpoint. Small files
-appear whole or not at all: they are written beside their final name, flushed to disk, then renamed over it.
+A run folder is readable by tools that know nothing of the code: YAML, JSON and JSON lines, one folder per checkpoint.
+Small files appear whole or not at all: they are written beside their final name, flushed to disk, then renamed over
+it.
 """
 
 import os
@@ -9,7 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
-_STEP_NAME = re.compile(r"step_(\d{8})")
+_STEP_NAME = re.compile(r"step_(\d{8})(\.json)?")
 
 
 class DataError(ValueError):
@@ -65,5 +66,5 @@ def step_name(step: int) -> str:
 
 def step_of(path: Path) -> int | None:
     """``.../step_00000500[.json]`` -> ``500``; None for any other name."""
-    match = _STEP_NAME.fullmatch(path.name.split(".")[0])
+    match = _STEP_NAME.fullmatch(path.name)
     return int(match.group(1)) if match else None

@@ -1,4 +1,5 @@
-"""The one checkpoint format: the training state as fragments of named parameters, independent of ZeRO stage and world size.
+"""The one checkpoint format: the training state as fragments of named parameters, independent of ZeRO stage and world
+size.
 
 A checkpoint folder holds
 
@@ -6,14 +7,15 @@ A checkpoint folder holds
     shard_00000-of-00002.safetensors    the fragments that one rank wrote
     COMPLETE                        size of every file above; written last, so its absence means "cut short"
 
-A fragment is elements [start, stop) of a flattened parameter, stored in fp32 under the key ``kind|start|name`` where kind is param, exp_avg
-or exp_avg_sq. Two ranks of ZeRO 2 may hold elements [0, 70) and [70, 100) of one 10 x 10 weight; a reader with three ranks of ZeRO 3 that
-needs [34, 68) takes them from the first shard. There is no RNG state: randomness in a step is a hash of (seed, step, rank).
-No pickle is written or read.
+A fragment is elements [start, stop) of a flattened parameter, stored in fp32 under the key ``kind|start|name`` where
+kind is param, exp_avg or exp_avg_sq. Two ranks of ZeRO 2 may hold elements [0, 70) and [70, 100) of one 10 x 10
+weight; a reader with three ranks of ZeRO 3 that needs [34, 68) takes them from the first shard. There is no RNG
+state: randomness in a step is a hash of (seed, step, rank). No pickle is written or read.
 """
 
 import json
 import os
+import re
 import shutil
 import struct
 from bisect import bisect_right
@@ -32,11 +34,14 @@ from cpt.rundir import DataError, step_of, write_atomic
 FORMAT_VERSION = 1
 STATE_KINDS = ("param", "exp_avg", "exp_avg_sq")
 META, COMPLETE = "meta.json", "COMPLETE"
+_KEY = re.compile(r"(?P<kind>\w+)\|(?P<start>\d+)\|(?P<name>.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements ``[start, start + numel)`` of the flattened parameter ``name``: fp32 1-D tensors of one length, by state kind."""
+    """Elements ``[start, start + numel)`` of the flattened parameter ``name``: fp32 1-D tensors of one length, by
+    state kind.
+    """
 
     name: str
     start: int
@@ -155,7 +160,9 @@ class Checkpoint:
             file = path / Path(name).name
             found = file.stat().st_size if file.is_file() else None
             if found != expected:
-                raise DataError(f"{file}: {COMPLETE} promises {expected} bytes, found {found}; copy the checkpoint again")
+                raise DataError(
+                    f"{file}: {COMPLETE} promises {expected} bytes, found {found}; copy the checkpoint again"
+                )
         meta = _read_meta(path / META)
         return cls(path, meta, [path / Path(name).name for name in sizes if name != META])
 
@@ -180,10 +187,14 @@ class Checkpoint:
             file = self._files.enter_context(safe_open(shard, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise DataError(f"{shard}: not a readable safetensors file ({error}); copy the checkpoint again") from None
-        for key in file.keys():
-            kind, start, name = key.split("|", 2)
-            numel = file.get_slice(key).get_shape()[0]
-            self._index.setdefault((kind, name), []).append((int(start), int(start) + numel, file, key))
+        for key in file.keys():  # noqa: SIM118 - an open safetensors file is no mapping
+            match, shape = _KEY.fullmatch(key), file.get_slice(key).get_shape()
+            if match is None or len(shape) != 1:
+                raise DataError(
+                    f"{shard}: tensor {key} of shape {shape} is no fragment; was it written by another program?"
+                )
+            start, stop = int(match["start"]), int(match["start"]) + shape[0]
+            self._index.setdefault((match["kind"], match["name"]), []).append((start, stop, file, key))
 
     def _read_into(self, target: torch.Tensor, *, kind: str, name: str, start: int) -> None:
         entries = self._index.get((kind, name), [])

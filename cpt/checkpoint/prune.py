@@ -10,7 +10,9 @@ from cpt.rundir import step_of
 
 
 def to_delete(checkpoints: Path, *, keep_last: int) -> list[Path]:
-    """Folders to delete, oldest first. An incomplete folder counts only if a complete one is newer: it may be being written."""
+    """Folders to delete, oldest first. An incomplete folder counts only if a complete one is newer: it may be being
+    written.
+    """
     folders = sorted(folder for folder in checkpoints.glob("step_*") if step_of(folder) is not None)
     complete = [folder for folder in folders if (folder / COMPLETE).is_file()]
     if not complete:

@@ -1,4 +1,6 @@
-"""Saving as one act of all ranks: either every rank's part is on disk and the checkpoint is complete, or all ranks learn why not."""
+"""Saving as one act of all ranks: either every rank's part is on disk and the checkpoint is complete, or all ranks
+learn why not.
+"""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +16,8 @@ def save_checkpoint(
     """Write a checkpoint; every rank calls it with the fragments it owns.
 
     Raises:
-        OSError: on every rank, with the first rank's reason (disk full, folder not writable); older checkpoints are untouched.
+        OSError: on every rank, with the first rank's reason (disk full, folder not writable); older checkpoints are
+        untouched.
     """
     first = rank == 0
     _together(lambda: start_checkpoint(folder, meta) if first else None, world_size)

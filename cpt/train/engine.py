@@ -1,10 +1,12 @@
-"""The only file that knows DeepSpeed: start the process group, build the engine, take one optimizer step, expose its state.
+"""The only file that knows DeepSpeed: start the process group, build the engine, take one optimizer step, expose its
+state.
 
-Whatever the ZeRO stage, the training state of a rank is a set of *fragments*: contiguous ranges of flattened parameters with their fp32
-master weights and Adam moments. A checkpoint is the union of all ranks' fragments and so knows neither stage nor world size.
+Whatever the ZeRO stage, the training state of a rank is a set of *fragments*: contiguous ranges of flattened
+parameters with their fp32 master weights and Adam moments. A checkpoint is the union of all ranks' fragments and so
+knows neither stage nor world size.
 
-Precision: ``fp32``, or ``bf16`` compute with fp32 masters, moments, gradient accumulation and reductions (autocast over fp32 weights under
-ZeRO 0, bf16 weights with sharded masters under ZeRO 1-3).
+Precision: ``fp32``, or ``bf16`` compute with fp32 masters, moments, gradient accumulation and reductions (autocast
+over fp32 weights under ZeRO 0, bf16 weights with sharded masters under ZeRO 1-3).
 """
 
 import logging
@@ -19,7 +21,6 @@ import torch
 import torch.distributed as dist
 
 from cpt.checkpoint.portable import STATE_KINDS, Fragment
-
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def deepspeed_config(spec: EngineSpec, *, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": spec.micro_batch_size,
         "gradient_accumulation_steps": spec.grad_accum_steps,
         "train_batch_size": spec.micro_batch_size * spec.grad_accum_steps * world_size,
-        # ZeRO 0 clips here, where the norm can be seen before the weights move; sharded gradients are clipped by DeepSpeed.
+        # ZeRO 0 clips here, where the norm can be seen before the weights move; sharded gradients are clipped by
+        # DeepSpeed.
         "gradient_clipping": spec.max_grad_norm if spec.zero_stage else 0.0,
         "zero_optimization": {"stage": spec.zero_stage},
         "zero_allow_untested_optimizer": True,
@@ -128,7 +130,8 @@ class Engine:
     @property
     def model(self) -> torch.nn.Module:
         """Call this for a forward pass: its hooks gather sharded weights."""
-        return self._deepspeed
+        engine: torch.nn.Module = self._deepspeed
+        return engine
 
     @property
     def is_replicated(self) -> bool:
@@ -142,14 +145,15 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of this rank's part of the global loss.
 
-        ``loss`` is (sum over this micro-batch's counted tokens) / (counted tokens of the *global* batch). DeepSpeed averages gradients over
-        ranks, so the factor world_size turns that average back into the sum that the definition of the loss asks for.
+        ``loss`` is (sum over this micro-batch's counted tokens) / (counted tokens of the *global* batch). DeepSpeed
+        averages gradients over ranks, so the factor world_size turns that average back into the sum that the
+        definition of the loss asks for.
         """
         self._deepspeed.backward(loss * self.topology.world_size, scale_wrt_gas=False)
         if not self._deepspeed.is_gradient_accumulation_boundary():
             self._deepspeed.step()  # only counts the micro-step
 
-    def step(self, lr: float) -> float | torch.Tensor:
+    def step(self, lr: float) -> float:
         """Clip, update the weights at rate ``lr``, clear gradients; returns the gradient norm before clipping."""
         for group in self._adamw.param_groups:
             group["lr"] = lr
@@ -157,7 +161,7 @@ class Engine:
         if self.is_replicated:
             norm = torch.nn.utils.clip_grad_norm_(list(self._names), self.spec.max_grad_norm)
         self._deepspeed.step()
-        return norm if norm is not None else self._deepspeed.get_global_grad_norm()
+        return float(norm if self.is_replicated else self._deepspeed.get_global_grad_norm())
 
     def fragments(self) -> Iterator[Fragment]:
         """Every fragment that this rank holds; writing into the views changes the live state."""
@@ -184,7 +188,9 @@ class Engine:
         return int(next(iter(self._adamw.state.values()))["step"])
 
     def restore(self, fill: Callable[[Fragment], None], *, optimizer_steps: int) -> None:
-        """Let ``fill`` overwrite every fragment, then bring the compute weights in line with the masters on all ranks."""
+        """Let ``fill`` overwrite every fragment, then bring the compute weights in line with the masters on all
+        ranks.
+        """
         for fragment in self.fragments():
             fill(fragment)
         for state in self._adamw.state.values():
@@ -193,10 +199,13 @@ class Engine:
 
     @property
     def _adamw(self) -> torch.optim.Optimizer:
-        return self._deepspeed.basic_optimizer
+        optimizer: torch.optim.Optimizer = self._deepspeed.basic_optimizer
+        return optimizer
 
     def _make_optimizer_state(self) -> None:
-        """Create zero moments now, for all stages alike: DeepSpeed makes them at the first step, or by a step with zero gradients."""
+        """Create zero moments now, for all stages alike: DeepSpeed makes them at the first step, or by a step with
+        zero gradients.
+        """
         flats = {id(flat): flat for _, _, flat, _ in self._flat_spans()}
         for flat in flats.values():
             step = torch.zeros((), dtype=torch.float32, device=flat.device)

@@ -32,7 +32,9 @@ class StopFlag:
         return self.signal_name is not None
 
     def agreed(self, device: torch.device) -> bool:
-        """True on every rank as soon as it is raised on one; a collective call. Launchers signal ranks one after the other."""
+        """True on every rank as soon as it is raised on one; a collective call. Launchers signal ranks one after the
+        other.
+        """
         flag = torch.tensor(float(self.is_raised), device=device)
         if dist.is_initialized():
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)

@@ -16,7 +16,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("config", nargs="?", type=Path, help="run YAML; left out with --resume")
     parser.add_argument("overrides", nargs="*", help="section.field=value")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
-    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher; the environment is used instead")
+    parser.add_argument(
+        "--local_rank", type=int, default=0, help="given by the launcher; the environment is used instead"
+    )
     options = parser.parse_args(arguments)
     if options.resume and options.config:  # the first positional is an override then
         options.overrides.insert(0, str(options.config))
@@ -27,11 +29,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train and return the exit code: 0 done, 2 the user can fix it, 3 the environment, 143 stopped after a save, 1 our bug."""
+    """Train and return the exit code: 0 done, 2 the user can fix it, 3 the environment, 143 stopped after a save, 1
+    our bug.
+    """
     options = parse(sys.argv[1:] if arguments is None else arguments)
     from cpt.config import load_config
     from cpt.failures import explain
-    from cpt.run import read_run_config, train
+    from cpt.run import train
+    from cpt.runfolder import read_run_config
 
     try:
         if options.resume:

@@ -1,4 +1,5 @@
-"""What a run tells while it trains: one record per logging window to metrics.jsonl, to the terminal, and to wandb where asked.
+"""What a run tells while it trains: one record per logging window to metrics.jsonl, to the terminal, and to wandb
+where asked.
 
 A window's loss is the sum over all its counted tokens divided by their number; sources likewise.
 """
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import torch
 from rich.console import Console
@@ -22,7 +23,8 @@ from cpt.train.stepinfo import StepInfo
 
 Record = Mapping[str, Any]
 
-# Dense bf16 peak of one device, FLOP/s, from the makers' data sheets; model FLOPs utilisation is left out for other devices.
+# Dense bf16 peak of one device, FLOP/s, from the makers' data sheets; model FLOPs utilisation is left out for other
+# devices.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 
 
@@ -77,7 +79,9 @@ class ConsoleSink:
 class WandbSink:
     """Weights & Biases, offline unless the run says online."""
 
-    def __init__(self, *, mode: str, name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, *, mode: Literal["offline", "online"], name: str, folder: Path, config: Mapping[str, Any]
+    ) -> None:
         import wandb
 
         settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
@@ -156,7 +160,9 @@ class MetricsHook:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory used so far: of the GPU where there is one, else resident memory of this process (ru_maxrss is in KiB on Linux)."""
+    """Most memory used so far: of the GPU where there is one, else resident memory of this process (ru_maxrss is in
+    KiB on Linux).
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

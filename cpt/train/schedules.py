@@ -1,18 +1,19 @@
 """Learning-rate schedules: pure functions from the number of an update to a multiplier of the peak rate.
 
-Updates are counted from 1, so that a warm-up of W steps reaches the peak at update W and the last update T gets exactly the final rate.
-Nothing is stored: resuming needs the step alone, and extending a finished run means evaluating the function with another total.
+Updates are counted from 1, so that a warm-up of W steps reaches the peak at update W and the last update T gets exactly
+the final rate. Nothing is stored: resuming needs the step alone, and extending a finished run means evaluating the
+function with another total.
 """
 
 import math
 from collections.abc import Callable
 
-from cpt import config
+from cpt import schedule_fields as fields
 
 LrScale = Callable[[int], float]
 
 
-def rewarm_cosine(schedule: config.RewarmCosine, total_steps: int) -> LrScale:
+def rewarm_cosine(schedule: fields.RewarmCosine, total_steps: int) -> LrScale:
     """Linear re-warm, then cosine re-decay to the floor at the last step (arXiv 2403.08763, section 3)."""
     default = max(1, round(0.01 * total_steps))
     warmup = default if schedule.warmup_steps is None else schedule.warmup_steps
@@ -27,12 +28,12 @@ def rewarm_cosine(schedule: config.RewarmCosine, total_steps: int) -> LrScale:
     return scale
 
 
-def constant(schedule: config.Constant, total_steps: int) -> LrScale:
+def constant(schedule: fields.Constant, total_steps: int) -> LrScale:
     """Linear warm-up, then the peak rate for ever."""
     return lambda n: min(1.0, n / schedule.warmup_steps) if schedule.warmup_steps else 1.0
 
 
-def linear_to_zero(schedule: config.LinearToZero, total_steps: int) -> LrScale:
+def linear_to_zero(schedule: fields.LinearToZero, total_steps: int) -> LrScale:
     """Linear warm-up, then a straight line that is 0 at the last step (arXiv 2310.07831)."""
     warmup = schedule.warmup_steps
 
@@ -53,7 +54,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 }
 
 
-def wsd(schedule: config.WarmupStableDecay, total_steps: int) -> LrScale:
+def wsd(schedule: fields.WarmupStableDecay, total_steps: int) -> LrScale:
     """Warm-up, stable plateau at the peak, decay over the last ``decay_steps`` (MiniCPM, arXiv 2404.06395)."""
     start, floor, shape = total_steps - schedule.decay_steps, schedule.min_lr_ratio, DECAYS[schedule.decay]
 
@@ -68,8 +69,8 @@ def wsd(schedule: config.WarmupStableDecay, total_steps: int) -> LrScale:
     return scale
 
 
-def infinite(schedule: config.Infinite, total_steps: int) -> LrScale:
-    """Warm-up, cooldown to a plateau, exponential anneal over what is left of the run (arXiv 2403.08763 section 7, 2503.02844).
+def infinite(schedule: fields.Infinite, total_steps: int) -> LrScale:
+    """Warm-up, cooldown to a plateau, exponential anneal over what is left of the run (arXiv 2403.08763, 2503.02844).
 
     The anneal's exponent is its own progress, (n - first step) / length, so that the floor is reached at the last step.
     """
@@ -107,6 +108,6 @@ SCHEDULES: dict[str, Callable[..., LrScale]] = {
 }
 
 
-def build_schedule(schedule: config.Schedule, *, total_steps: int) -> LrScale:
+def build_schedule(schedule: fields.Schedule, *, total_steps: int) -> LrScale:
     """The multiplier of the peak rate as a function of the update's number, 1 to ``total_steps``."""
     return SCHEDULES[schedule.name](schedule, total_steps)

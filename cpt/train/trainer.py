@@ -1,6 +1,7 @@
 """The training loop. Finished objects come in; nothing is built here, and no feature has a branch here.
 
-Loss of a step = sum over the counted tokens of the global batch / their number, whatever the accumulation, the masks or the world size.
+Loss of a step = sum over the counted tokens of the global batch / their number, whatever the accumulation, the masks
+or the world size.
 """
 
 import time
@@ -79,7 +80,7 @@ class Trainer:
         totals, counts = sums.tolist()
         check_finite(zip(names, totals, strict=True), step=done + 1)
         lr = self.job.lr_at(done + 1)
-        grad_norm = float(self.engine.step(lr))
+        grad_norm = self.engine.step(lr)
         return StepInfo(
             step=done + 1,
             tokens_seen=(done + 1) * self.job.tokens_per_step,

@@ -1,0 +1,101 @@
+"""What a run says of itself before it starts: the plan, the model and its cost, where each source stands, and the
+environment.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from cpt.data.sampler import tokens_seen
+from cpt.model import size
+from cpt.model.build import LoadedModel
+from cpt.prepare import Prepared, plan_facts, render_plan
+from cpt.train.engine import Topology
+
+PACKAGES = ("cpt", "torch", "deepspeed", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the model costs to train."""
+
+    flops_per_token: int | None  # None: a family whose layout is not known
+    memory: size.MemoryEstimate
+
+
+def announce(prepared: Prepared, loaded: LoadedModel, topology: Topology) -> None:
+    """Print the plan, the model and its cost."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(render_plan(plan_facts(prepared)))
+    console.print(loaded.report.render())
+    cost = cost_of(prepared, loaded, topology)
+    console.print(size.render_size(loaded.report.parameters, cost.flops_per_token, cost.memory))
+
+
+def announce_resume(prepared: Prepared, step: int, skipped: Sequence[str]) -> None:
+    """Say which checkpoints could not be used, and where each source stands."""
+    plan = prepared.plan
+    for reason in skipped:
+        print(f"checkpoint skipped: {reason}", flush=True)
+    seen = tokens_seen(plan, step)
+    epochs = {source.name: seen[source.name] / (source.num_rows * plan.seq_len) for source in plan.sources}
+    position = ", ".join(f"{name} {tokens:,} tokens (epoch {epochs[name]:.2f})" for name, tokens in seen.items())
+    print(f"resumes after step {step} of {plan.num_steps}: {position}", flush=True)
+
+
+def cost_of(prepared: Prepared, loaded: LoadedModel, topology: Topology) -> Cost:
+    """FLOPs per token and memory per rank, by formula."""
+    config, model = prepared.config, model_config(loaded)
+    seq_len, precision = config.data.seq_len, config.train.precision
+    micro = config.train.micro_batch_size
+    kept = size.activation_bytes(model, seq_len=seq_len, micro_batch_size=micro, precision=precision)
+    memory = size.training_memory_bytes(
+        loaded.report.parameters,
+        zero_stage=config.deepspeed.zero_stage,
+        world_size=topology.world_size,
+        precision=precision,
+        activations=kept or 0,
+    )
+    return Cost(size.flops_per_token(model, seq_len, num_params=loaded.report.parameters), memory)
+
+
+def model_config(loaded: LoadedModel) -> dict[str, Any]:
+    """The model's Hugging Face config as plain JSON, every field of it."""
+    config: Any = loaded.model.config
+    return dict(json.loads(config.to_json_string(use_diff=False)))
+
+
+def environment(topology: Topology) -> dict[str, object]:
+    """What is needed to make sense of the numbers later; no host names, no environment variables, no secrets."""
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    device = (
+        torch.cuda.get_device_name(topology.device) if topology.device.type == "cuda" else platform.processor() or "cpu"
+    )
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(name) for name in PACKAGES},
+        "git_commit": git.stdout.strip() or None,
+        "device": device,
+        "world_size": topology.world_size,
+        "command": " ".join(["cpt", *sys.argv[1:]]),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,137 @@
+"""What is done with a checkpoint after training, in a process of its own: evaluate it, or export it to Hugging Face
+format.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+
+from cpt.checkpoint.portable import Checkpoint, CheckpointMeta
+from cpt.config import RunConfig
+from cpt.data.batch import collate
+from cpt.data.packing import concat_row
+from cpt.eval.perplexity import EvalSpec, evaluate, held_out
+from cpt.eval.records import EvalRecord, read_eval, write_eval
+from cpt.model.build import LoadedModel, load_tensors
+from cpt.model.export import ExportReport, ExportSpec, export_checkpoint
+from cpt.model.kernels import forward_logits
+from cpt.prepare import Prepared, prepare, tokenizer_path
+from cpt.run import build_from_meta, needs_of
+from cpt.rundir import DataError, RunDir
+from cpt.runfolder import read_run_config
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint as a live model, with the run it belongs to."""
+
+    prepared: Prepared
+    rundir: RunDir
+    meta: CheckpointMeta
+    loaded: LoadedModel
+    device: torch.device
+
+    @property
+    def config(self) -> RunConfig:
+        return self.prepared.config
+
+
+def restore(path: Path) -> Restored:
+    """The model of a checkpoint that lies in a run folder, with its weights.
+
+    Raises:
+        DataError: an incomplete checkpoint, or one that lies in no run folder.
+    """
+    checkpoint = Checkpoint.open(path)
+    root = path.absolute().parent.parent
+    if not RunDir(root).config.is_file():
+        raise DataError(f"{path}: lies in no run folder ({root} has no config.yaml); give RUN_DIR/checkpoints/step_N")
+    prepared = prepare(read_run_config(root))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = build_from_meta(prepared.config, checkpoint.meta, needs_of(prepared), device)
+    load_tensors(loaded.model, checkpoint.tensors(), origin=str(path))
+    return Restored(prepared, RunDir(root), checkpoint.meta, loaded, device)
+
+
+def evaluate_checkpoint(path: Path) -> EvalRecord:
+    """Held-out loss of a checkpoint on every source of its run, in the run's precision; also written to ``evals/``."""
+    restored = restore(path)
+    config = restored.config
+    spec = EvalSpec(
+        seq_len=restored.prepared.plan.seq_len,
+        tokens_per_source=config.eval.tokens_per_source,
+        micro_batch_size=config.train.micro_batch_size,
+        backend=restored.loaded.report.attention,
+        device=restored.device,
+    )
+    sources = {name: held_out(store) for name, store in restored.prepared.heldout_stores.items()}
+    as_trained: Any = nullcontext()
+    if config.train.precision == "bf16":
+        as_trained = torch.autocast(restored.device.type, torch.bfloat16)
+    with as_trained:
+        meta = restored.meta
+        record = evaluate(restored.loaded.model, sources, spec, step=meta.step, tokens_seen=meta.tokens_seen)
+    assert record is not None, "nothing asked this evaluation to stop"
+    restored.rundir.evals.mkdir(exist_ok=True)
+    write_eval(restored.rundir.eval_file(record.step), record)
+    return record
+
+
+def base_record(path: Path) -> EvalRecord | None:
+    """The run's evaluation at step 0, where there is one."""
+    file = RunDir(path.absolute().parent.parent).eval_file(0)
+    return read_eval(file) if file.is_file() else None
+
+
+def eval_facts(record: EvalRecord, base: EvalRecord | None) -> dict[str, Any]:
+    """An evaluation for --json and the table; ``change`` is the loss against step 0, negative where the model got
+    better.
+    """
+    sources = {}
+    for name, source in record.sources.items():
+        before = base.sources[name].loss if base and name in base.sources else None
+        change = source.loss - before if source.loss is not None and before is not None else None
+        facts = {"group": source.group, "loss": source.loss, "bpb": source.bpb, "ppl": source.ppl}
+        sources[name] = {**facts, "tokens": source.tokens, "change": change}
+    return {"step": record.step, "tokens_seen": record.tokens_seen, "sources": sources, "errors": list(record.errors)}
+
+
+def render_eval(facts: Mapping[str, Any]) -> Table:
+    """One row per held-out source."""
+    table = Table(
+        title=f"held-out, after step {facts['step']:,}", title_justify="left", caption="\n".join(facts["errors"])
+    )
+    table.add_column("source")
+    table.add_column("group")
+    for column in ("loss (nats/token)", "against step 0", "bits per byte", "perplexity", "tokens"):
+        table.add_column(column, justify="right")
+    for name, source in facts["sources"].items():
+        numbers = [source["loss"], source["change"], source["bpb"], source["ppl"]]
+        formats = ("{:.4f}", "{:+.4f}", "{:.4f}", "{:.2f}")
+        shown = [form.format(x) if x is not None else "-" for x, form in zip(numbers, formats, strict=True)]
+        table.add_row(name, source["group"], *shown, f"{source['tokens']:,}")
+    return table
+
+
+def export(path: Path, out: Path, *, dtype: Literal["fp32", "bf16"] = "fp32") -> ExportReport:
+    """Write a checkpoint as a Hugging Face folder, verified against the live model on a row of held-out text."""
+    restored = restore(path)
+    store = next(iter(restored.prepared.heldout_stores.values()))
+    length = min(restored.prepared.plan.seq_len, store.num_tokens - 1, 256)
+    row = concat_row(store, 0, length)
+    batch = collate([row], [0]).to(restored.device)
+    # One document of that row: Hugging Face attends to everything before a token, the live model to its own document.
+    first = int((row.segments == row.segments[0]).sum())
+    with torch.no_grad():
+        logits_BTV = forward_logits(restored.loaded.model.eval(), batch, restored.loaded.report.attention).float()
+    spec = ExportSpec(
+        out=out, dtype=dtype, tokenizer=tokenizer_path(restored.config), probe=row.input_ids[:first].tolist()
+    )
+    tensors = ((name, tensor) for name, tensor in Checkpoint.open(path).tensors())
+    config: Any = restored.loaded.model.config
+    return export_checkpoint(tensors, config, spec, live_logits_TV=logits_BTV[0, :first].cpu())

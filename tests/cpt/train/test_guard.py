@@ -1,0 +1,55 @@
+"""Signals become a flag that all ranks agree on, and a loss that is not a number is refused by name."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cpt.train.guard import STOP_SIGNALS, NonFiniteLossError, StopFlag, check_finite
+
+
+@pytest.fixture
+def flag() -> Iterator[StopFlag]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    flag = StopFlag()
+    flag.install()
+    yield flag
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_real_signal_raises_the_flag_and_does_not_end_the_process(flag: StopFlag, number: signal.Signals) -> None:
+    assert not flag.is_raised
+    os.kill(os.getpid(), number)
+    assert flag.is_raised and flag.signal_name == number.name
+
+
+def test_the_second_signal_kills_at_once_as_usual(flag: StopFlag) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_DFL, signal.SIG_DFL]
+
+
+def test_one_process_agrees_with_itself(flag: StopFlag) -> None:
+    assert flag.agreed(torch.device("cpu")) is False
+    flag._raise_flag(signal.SIGTERM, None)
+    assert flag.agreed(torch.device("cpu")) is True
+
+
+def test_finite_losses_pass() -> None:
+    check_finite([("general", 3.0), ("medical", 0.0)], step=1)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_no_number_is_refused_with_its_source_and_step(loss: float) -> None:
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 7: the loss of medical is not finite; the weights were not updated"
+    ):
+        check_finite([("general", 3.0), ("medical", loss)], step=7)
+
+
+def test_every_bad_source_is_named() -> None:
+    with pytest.raises(NonFiniteLossError, match="general, medical"):
+        check_finite(iter([("general", float("nan")), ("law", 1.0), ("medical", float("inf"))]), step=1)
