@@ -8,7 +8,6 @@ would leave their folder.
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,36 +15,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from cpt.problems import ConfigError as ConfigError  # every module that reads a config raises it
+from cpt.problems import Problem as Problem
+from cpt.problems import location_of, problem_of
 from cpt.schedule_fields import Count, RewarmCosine, Schedule, Section, Share, Steps
 
 DEFAULT_REPLAY_SHARE = 0.25  # for a strong shift, such as prose to code or another language: arXiv 2403.08763
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing the user can fix: the field (dotted) or file, the value found, the rule it breaks, and what to do."""
-
-    field: str
-    value: object
-    rule: str
-    fix: str = ""
-
-    def __str__(self) -> str:
-        shown = "" if self.value is None else f" = {_shorten(self.value)}"
-        return f"{self.field}{shown}: {self.rule}" + (f"; {self.fix}" if self.fix else "")
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, listed in one go."""
-
-    def __init__(self, *problems: Problem) -> None:
-        self.problems = problems
-        super().__init__("\n".join(f"  - {problem}" for problem in problems))
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 class RunSection(Section):
@@ -291,7 +266,8 @@ def validate(raw: Mapping[str, Any]) -> RunConfig:
     try:
         config, problems = RunConfig.model_validate(raw), []
     except ValidationError as error:
-        problems = list({problem.field: problem for problem in map(_problem, reversed(error.errors()))}.values())[::-1]
+        told = [problem_of(detail, _fields()) for detail in error.errors()]
+        problems = [one for i, one in enumerate(told) if one.field not in {before.field for before in told[:i]}]
         repaired = _without_faults(raw, error)
         if repaired is None:
             raise ConfigError(*problems) from None
@@ -306,38 +282,32 @@ def validate(raw: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+# Legal values for required fields that are wrong or missing: no rule that reads them is checked then.
+STAND_INS: dict[str, dict[str, Any]] = {
+    "run": {"name": "x"},
+    "model": {},
+    "data": {"stores": {"x": "x"}, "seq_len": 1},
+    "train": {"tokens": 1, "global_batch_tokens": 1, "micro_batch_size": 1, "peak_lr": 0.1},
+}
+
+
 def _without_faults(raw: Mapping[str, Any], error: ValidationError) -> RunConfig | None:
     """The config with its wrong fields left out, so that rules between the others are checked; None if that fails."""
     copy = deepcopy(dict(raw))
     for detail in error.errors():
-        node: Any = copy
-        location = _location(detail)
-        for part in location[:-1]:
-            node = node.get(part, {}) if isinstance(node, dict) else {}
-        if isinstance(node, dict) and location:
-            node.pop(location[-1], None)
+        node, (*parents, leaf) = copy, location_of(detail)
+        for part in parents:
+            if not isinstance(node.get(part), dict):  # inside a list: all of it goes
+                leaf = part
+                break
+            node = node[part]
+        node.pop(leaf, None)
+    for section, fields in STAND_INS.items():
+        copy[section] = {**fields, **copy.get(section, {})}
     try:
         return RunConfig.model_validate(copy)
     except ValidationError:
         return None
-
-
-def _location(detail: Any) -> list[Any]:
-    """Keys from the root to the fault, without what pydantic adds: the schedule's name, and the member of a union."""
-    location = list(detail["loc"])
-    if location[:2] == ["train", "schedule"]:
-        del location[2:3]
-    return location[:2] if location[:2] == ["model", "fresh"] else location
-
-
-def _problem(detail: Any) -> Problem:
-    field = ".".join(map(str, _location(detail)))
-    if detail["type"] == "extra_forbidden":
-        return Problem(field, detail["input"], "unknown field", _nearest(field))
-    if detail["type"] == "missing":
-        return Problem(field, None, "is required", _fields().get(field, ""))
-    rule = detail["msg"][0].lower() + detail["msg"][1:]
-    return Problem(field, detail["input"], rule, _fields().get(field, ""))
 
 
 def _fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, str]:
@@ -350,16 +320,6 @@ def _fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, s
             if isinstance(kind, type) and issubclass(kind, Section):
                 found |= _fields(kind, f"{prefix}{name}.")
     return found
-
-
-def _nearest(field: str) -> str:
-    known = list(_fields())
-    close = difflib.get_close_matches(field, known, n=1, cutoff=0.6)
-    if not close:  # the right name in the wrong section, or a section forgotten
-        leaf = field.rsplit(".", 1)[-1]
-        by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
-        close = [by_leaf[name] for name in difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.75)]
-    return f"did you mean {close[0]}?" if close else "cpt config schema lists the fields"
 
 
 def _nearby_files(path: Path) -> str:

@@ -26,9 +26,5 @@ def explain(error: Exception) -> tuple[int, str]:
 def _raised_here(error: Exception) -> bool:
     """Whether our own code raised it, with a message meant for people, rather than torch or DeepSpeed."""
     frames = traceback.extract_tb(error.__traceback__)
-    last = Path(frames[-1].filename).resolve()
-    return (
-        last.is_relative_to(_OWN / "cpt")
-        or last.is_relative_to(_OWN / "data_tools")
-        or last.is_relative_to(_OWN / "launch")
-    )
+    last = Path(frames[-1].filename).resolve() if frames else Path()
+    return any(last.is_relative_to(_OWN / package) for package in ("cpt", "data_tools", "launch"))

@@ -9,7 +9,6 @@ folder without a tokenizer.
 
 import hashlib
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from cpt.data.token_store import TokenizerFacts
@@ -90,7 +90,7 @@ def tokenizer_fingerprint(path: Path) -> str:
     content = _parse_json(file)
     # transformers writes these two from the last call's arguments; they change no id of a whole document
     content.update(truncation=None, padding=None)
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _find_tokenizer_file(path: Path) -> Path:
@@ -116,7 +116,7 @@ def _find_tokenizer_file(path: Path) -> Path:
 
 def _parse_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = orjson.loads(file.read_bytes())
     except ValueError as error:
         raise DataError(f"{file}: not JSON ({error}); fix: copy the tokenizer again") from None
     if not isinstance(content, dict):

@@ -32,7 +32,7 @@ BUILD_NAME = "build.json"
 BUILD_VERSION = 1
 _BATCH_BYTES = 2 << 20
 _IN_FLIGHT_BYTES = 64 << 20
-_SAMPLE_BYTES = 1 << 20
+_SAMPLE_BYTES = 1 << 19
 _SAMPLE_INPUTS = 8
 
 ProgressCallback = Callable[[int, int], None]
@@ -203,7 +203,7 @@ def _short(value: Any) -> str:
 
 
 def _sample(inputs: Sequence[Input], options: ReadOptions) -> list[str]:
-    """The first documents of up to eight inputs spread over the list, about 1 MB in all."""
+    """The first documents of up to eight inputs spread over the list, about half a megabyte in all."""
     chosen = inputs[:: -(-len(inputs) // _SAMPLE_INPUTS)]
     texts: list[str] = []
     for entry in chosen:
