@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu_throughput       writes benchmarks/results/gpu_throughput.json
 
-Runs `cpt.train.main` as a user would, on a store of random documents, for each row of RUNS; reports the median over the logged windows after
-the first. Utilisation is against the device's dense bf16 peak, with 6 FLOPs per parameter and token plus attention (arXiv 2204.02311).
+Runs `cpt.train.main` as a user would, on a store of random documents, for each row of RUNS; reports the median over
+the logged windows after the first. Utilisation is against the device's dense bf16 peak, with 6 FLOPs per parameter
+and token plus attention (arXiv 2204.02311).
 """
 
 import argparse

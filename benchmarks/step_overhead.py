@@ -2,9 +2,10 @@
 
     python -m benchmarks.step_overhead        writes benchmarks/results/step_overhead.json
 
-Both train the same Llama on the same packed rows with the same mask, in the same dtype, with clipping and fused AdamW; world 1, ZeRO 0.
-Ours adds DeepSpeed's engine, the loader, sums per source and the check for a finite loss. Blocks of steps alternate (A B A B ...), so that
-a machine whose speed drifts slows both. Also measured there: the time our loop waits for data. Bars: ratio <= 1.05, waiting < 1%.
+Both train the same Llama on the same packed rows with the same mask, in the same dtype, with clipping and fused
+AdamW; world 1, ZeRO 0. Ours adds DeepSpeed's engine, the loader, sums per source and the check for a finite loss.
+Blocks of steps alternate (A B A B ...), so that a machine whose speed drifts slows both. Also measured there: the
+time our loop waits for data. Bars: ratio <= 1.05, waiting < 1%.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def fresh_config(hidden: int, layers: int, seq_len: int) -> dict[str, Any]:
 
 def make_store(folder: Path, *, num_tokens: int) -> TokenStore:
     rng = np.random.default_rng(0)
-    documents = [rng.integers(1, VOCAB_SIZE, size=400).tolist() + [0] for _ in range(num_tokens // 401 + 1)]
+    documents = [[*rng.integers(1, VOCAB_SIZE, size=400).tolist(), 0] for _ in range(num_tokens // 401 + 1)]
     label = StoreLabel("noise", "general", "train", VOCAB_SIZE, 0, TokenizerFacts("none", "0" * 64, "none"))
     write_split(folder, label, [documents])
     return TokenStore.open(folder)

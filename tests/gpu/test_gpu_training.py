@@ -36,7 +36,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for split, number in (("train", 400), ("heldout", 40)):
             label = StoreLabel(name, domain, split, 512, 0, TokenizerFacts("t", "f" * 64, "BPE"))
             starts = rng.integers(1, 511, size=number)
-            documents = [((start + stride * np.arange(200)) % 511 + 1).tolist() + [0] for start in starts]
+            documents = [[*((start + stride * np.arange(200)) % 511 + 1).tolist(), 0] for start in starts]
             write_split(root / name / split, label, [documents], utf8_bytes=3 * 200 * number)
     return {name: str(root / name) for name in ("general", "code")}
 
