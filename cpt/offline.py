@@ -103,12 +103,11 @@ def eval_facts(record: EvalRecord, base: EvalRecord | None) -> dict[str, Any]:
 
 def render_eval(facts: Mapping[str, Any]) -> Table:
     """One row per held-out source."""
-    table = Table(
-        title=f"held-out, after step {facts['step']:,}", title_justify="left", caption="\n".join(facts["errors"])
-    )
+    title = f"held-out loss in nats per token, after step {facts['step']:,}; change: against step 0"
+    table = Table(title=title, title_justify="left", caption="\n".join(facts["errors"]))
     table.add_column("source")
     table.add_column("group")
-    for column in ("loss (nats/token)", "against step 0", "bits per byte", "perplexity", "tokens"):
+    for column in ("loss", "change", "bits/byte", "perplexity", "tokens"):
         table.add_column(column, justify="right")
     for name, source in facts["sources"].items():
         numbers = [source["loss"], source["change"], source["bpb"], source["ppl"]]

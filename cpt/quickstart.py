@@ -7,6 +7,7 @@ complete is skipped, so a second call is instant and a killed one goes on where 
 files and the same command as any other run.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -19,10 +20,12 @@ import yaml
 from rich.console import Console
 
 from cpt.checkpoint.portable import COMPLETE
-from cpt.config import RunConfig, validate
+from cpt.config import ConfigError, Problem, RunConfig, validate
 from cpt.offline import export
 from cpt.report.render import build_report
 from cpt.rundir import RunDir, write_atomic
+from cpt.runfolder import read_run_config
+from cpt.train.guard import EXIT_STOPPED
 from data_tools.embedded import write_embedded_corpus
 from data_tools.sources import ReadOptions, read_texts, resolve_inputs
 from data_tools.store_builder import StoreRequest, build_store
@@ -42,14 +45,14 @@ class Scale:
     continued_tokens: int
     heldout_tokens: int
     global_batch_tokens: int = 4096
-    micro_batch_size: int = 8  # larger ones spill out of the cache of a small CPU
+    micro_batch_size: int = 4  # with larger ones the logits are too big for malloc to keep between steps
 
 
 FULL = Scale(
     hidden_size=128, num_layers=4, seq_len=256, base_tokens=900_000, continued_tokens=300_000, heldout_tokens=16_384
 )
 FAST = Scale(
-    hidden_size=64, num_layers=2, seq_len=128, base_tokens=300_000, continued_tokens=100_000, heldout_tokens=8_192
+    hidden_size=64, num_layers=2, seq_len=128, base_tokens=400_000, continued_tokens=200_000, heldout_tokens=8_192
 )
 
 # name -> share of general data, or None for "a new model, on the domain alone"
@@ -180,6 +183,8 @@ def _train(job: Quickstart, name: str) -> None:
     """Train in a process of its own, as a user would; a finished run is skipped, a stopped one resumed."""
     config = run_config(job, name)
     rundir = RunDir(config.run_dir)
+    if rundir.config.exists():
+        _check_settings(job, read_run_config(rundir.root), config)
     if _is_finished(rundir):
         return
     if rundir.config.exists():
@@ -189,11 +194,35 @@ def _train(job: Quickstart, name: str) -> None:
         file.parent.mkdir(exist_ok=True)
         write_atomic(file, yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
         arguments = [str(file)]
-    code = subprocess.run([sys.executable, "-m", "cpt.train.main", *arguments], check=False).returncode
+    code = _run_to_its_end([sys.executable, "-m", "cpt.train.main", *arguments])
+    if code == EXIT_STOPPED:
+        print("stopped; the same command goes on from here", flush=True)
+        raise SystemExit(EXIT_STOPPED)
     if code != 0:
         raise RuntimeError(
             f"training {name} ended with exit code {code}; its messages stand above. Run the same command again"
         )
+
+
+def _check_settings(job: Quickstart, found: RunConfig, wanted: RunConfig) -> None:
+    """Refuse to show a finished quickstart as the result of other settings."""
+    if (found.run.seed, found.data.seq_len, found.train) != (wanted.run.seed, wanted.data.seq_len, wanted.train):
+        rule = "holds a quickstart that was made with another --seed or --fast"
+        raise ConfigError(Problem("--out", str(job.out), rule, "give another --out, or delete that folder"))
+
+
+def _run_to_its_end(command: list[str]) -> int:
+    """Run a process that saves when it is told to stop. SIGTERM goes on to it; Ctrl-C reaches it from the terminal."""
+    process = subprocess.Popen(command)
+    previous = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number)),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+    }
+    try:
+        return process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _is_finished(rundir: RunDir) -> bool:

@@ -3,11 +3,12 @@
 import json
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from cpt.announce import announce, announce_resume, cost_of, environment, model_config
 from cpt.checkpoint.portable import COMPLETE, Checkpoint, CheckpointMeta, latest_complete
@@ -21,8 +22,8 @@ from cpt.eval.records import write_eval
 from cpt.model.build import LoadedModel, Needs, build_model, load_tensors
 from cpt.model.kernels import forward_logits, verify_packing
 from cpt.prepare import Prepared, prepare
-from cpt.rundir import RunDir, write_atomic
-from cpt.runfolder import claim
+from cpt.rundir import DataError, RunDir, write_atomic
+from cpt.runfolder import claim, settle
 from cpt.train.engine import Engine, EngineSpec, Topology, start_process_group, stop_process_group
 from cpt.train.guard import EXIT_STOPPED, StopFlag
 from cpt.train.hooks import Hook
@@ -70,8 +71,7 @@ def train(config: RunConfig, *, resume: bool = False) -> int:
     topology = start_process_group()
     try:
         _check_world(config, topology.world_size)
-        first = topology.rank == 0
-        with claim(RunDir(config.run_dir), prepared, resume=resume) if first else nullcontext():
+        with _claim(prepared, topology, resume=resume):
             run, first_step = _build(prepared, topology, stop, resume=resume)
             return _fit(run, first_step)
     finally:
@@ -88,6 +88,24 @@ def _check_world(config: RunConfig, world_size: int) -> None:
         raise ConfigError(Problem("train.global_batch_tokens", config.train.global_batch_tokens, rule, fix))
 
 
+def _claim(prepared: Prepared, topology: Topology, *, resume: bool) -> AbstractContextManager[object]:
+    """The lock on the run folder, at rank 0. Where it is refused, all ranks raise the reason: the others would wait
+    for rank 0 in their next collective call, and bury its message under their own.
+    """
+    lock: AbstractContextManager[object] = nullcontext()
+    refusal: list[Exception | None] = [None]
+    if topology.rank == 0:
+        try:
+            lock = claim(RunDir(prepared.config.run_dir), prepared, resume=resume)
+        except (ConfigError, DataError, RuntimeError, OSError) as error:
+            refusal = [error]
+    if topology.world_size > 1:
+        dist.broadcast_object_list(refusal)
+    if refusal[0] is not None:
+        raise refusal[0]
+    return lock
+
+
 def _build(prepared: Prepared, topology: Topology, stop: StopFlag, *, resume: bool) -> tuple[Run, int]:
     config, rundir = prepared.config, RunDir(prepared.config.run_dir)
     checkpoint, skipped = latest_complete(rundir.checkpoints) if resume else (None, [])
@@ -102,15 +120,17 @@ def _build(prepared: Prepared, topology: Topology, stop: StopFlag, *, resume: bo
     first_step = checkpoint.meta.step if checkpoint else 0
     if checkpoint:
         engine.restore(checkpoint.fill, optimizer_steps=checkpoint.meta.optimizer_steps)
-    details = {"world_size": topology.world_size, "warnings": prepared.warnings, "skipped_checkpoints": skipped}
-    run.event("resume" if resume else "start", first_step, **details)
+    vocab_size, backend = prepared.vocab_size, loaded.report.attention
+    verify_packing(engine.model, backend, vocab_size=vocab_size, device=topology.device)
     if topology.rank == 0:
+        if not resume:
+            settle(rundir, prepared)  # only now: a start that was refused leaves its name free
         write_atomic(rundir.environment, json.dumps(environment(topology), indent=1))
         announce(prepared, loaded, topology)
         if resume:
             announce_resume(prepared, first_step, skipped)
-    vocab_size, backend = prepared.vocab_size, loaded.report.attention
-    verify_packing(engine.model, backend, vocab_size=vocab_size, device=topology.device)
+    details = {"world_size": topology.world_size, "warnings": prepared.warnings, "skipped_checkpoints": skipped}
+    run.event("resume" if resume else "start", first_step, **details)
     return run, first_step
 
 

@@ -34,7 +34,7 @@ def read_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def claim(rundir: RunDir, prepared: Prepared, *, resume: bool) -> IO[str]:
-    """Make the folder this run's own: no other process, config or data may be in it. Returns the lock, held while open.
+    """Find the folder free for this run: no other process, config or data in it. Returns the lock, held while open.
 
     Raises:
         ConfigError: the folder holds another run, or this one already.
@@ -54,11 +54,15 @@ def claim(rundir: RunDir, prepared: Prepared, *, resume: bool) -> IO[str]:
         return lock
     if rundir.config.exists():
         raise ConfigError(_folder_in_use(rundir, prepared.config))
+    return lock
+
+
+def settle(rundir: RunDir, prepared: Prepared) -> None:
+    """Make a claimed folder a run folder; the config comes last, it is what says that this is one."""
     for folder in (rundir.checkpoints, rundir.evals, rundir.logs):
         folder.mkdir(exist_ok=True)
     write_plan(rundir.plan, prepared.plan)
     write_atomic(rundir.config, to_yaml(prepared.config))
-    return lock
 
 
 def _check_same_plan(rundir: RunDir, plan: Plan) -> None:

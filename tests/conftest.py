@@ -97,12 +97,12 @@ class Workshop:
         from cpt.cli import main
 
         out, err, code = StringIO(), StringIO(), 0
-        with patch.object(sys, "argv", ["cpt", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
-            with leaving_no_trace():
-                try:
-                    main()
-                except SystemExit as end:
-                    code = int(end.code or 0)
+        argv = ["cpt", *map(str, arguments)]
+        with leaving_no_trace(), patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as end:
+                code = int(end.code or 0)
         return Done(code, out.getvalue(), err.getvalue())
 
     def start(self, *arguments: object, module: str = "cpt.cli") -> subprocess.Popen[str]:

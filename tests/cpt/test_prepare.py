@@ -1,7 +1,7 @@
 """From run file to plan: what fits is planned, what does not is refused with the field, the value and the fix."""
 
 import json
-from pathlib import Path
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -156,7 +156,7 @@ def test_a_budget_that_all_sources_together_cannot_fill_is_refused_with_what_the
 def test_the_banner_has_a_row_for_every_source_and_the_warnings_below(shop: Workshop) -> None:
     from rich.console import Console
 
-    console = Console(width=120, record=True, file=Path(shop.root / "out").open("w"))
+    console = Console(width=120, record=True, file=StringIO())
     console.print(render_plan(plan_facts(prepared(shop, fields=small_source(shop, share=0.5, max_epochs=2.0)))))
     text = console.export_text()
     assert "little" in text and "code" in text and "8 steps, 2,048 tokens" in text and "max_epochs" in text

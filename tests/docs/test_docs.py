@@ -1,0 +1,387 @@
+"""The pages keep their word: commands run, examples give what they show, keys are those the code writes, numbers are measured.
+
+Commands run in a small workplace that looks like a checkout after ``make quickstart``: the same paths, a few kilobytes
+of text, a model of some thousand weights, and run files with the same number of steps on fewer tokens. Each fenced
+block stands alone and its lines run in order.
+"""
+
+import ast
+import doctest
+import importlib.util
+import inspect
+import json
+import os
+import pydoc_data.topics
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+import zstandard
+
+from cpt.announce import environment
+from cpt.checkpoint.portable import COMPLETE, CheckpointMeta
+from cpt.config import ModelSection, load_config, validate
+from cpt.data.token_store import StoreLabel, TokenizerFacts, write_split
+from cpt.eval.records import EvalRecord, SourceEval, aggregate
+from cpt.model.build import Needs, build_model
+from cpt.plan import PlanSource, StageWish, build_plan
+from cpt.rundir import RunDir
+from cpt.train.engine import Topology
+from cpt.train.metrics import MetricsHook, Throughput
+from cpt.train.schedules import SCHEDULES
+from cpt.train.stepinfo import StepInfo
+from data_tools.store_builder import StoreRequest, build_store
+from data_tools.train_tokenizer import train_bpe
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"(?:<!-- excerpt: (?P<excerpt>\S+) -->\n)?^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
+
+# What a page leaves to the reader -> what it is in the workplace.
+PLACEHOLDERS = {"TOKENIZER": "runs/quickstart/tokenizer"}
+VOCAB_SIZE, SEQ_LEN, BATCH_TOKENS = 300, 16, 64
+# Appended where several processes start: what is shown is that they do, and they cost more than the steps.
+FEW_STEPS = f" train.tokens={4 * BATCH_TOKENS} eval.at_steps=[]"
+MAKE = {"make quickstart": "cpt quickstart", "make test": "-m pytest"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [
+        match["body"] for match in FENCE.finditer(page.read_text(encoding="utf-8")) if match["language"] == language
+    ]
+
+
+def command_blocks() -> Iterator[Any]:
+    for page in PAGES:
+        for number, body in enumerate(blocks(page, "bash"), start=1):
+            yield pytest.param(body.replace("\\\n", " ").splitlines(), id=f"{page.name}-{number}")
+
+
+def load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- the workplace
+
+
+def write_corpus(path: Path, documents: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "\n".join(json.dumps({"text": document}) for document in documents)
+    path.write_bytes(zstandard.compress(lines.encode()))
+
+
+def shrink_run_files(folder: Path) -> None:
+    """The same runs with the same number of steps, on rows of 16 tokens."""
+    for path in folder.glob("*_cpu.yaml"):
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        steps = int(str(raw["train"]["tokens"]).replace("_", "")) // raw["train"]["global_batch_tokens"]
+        raw["data"]["seq_len"] = SEQ_LEN
+        raw["train"] |= {"tokens": steps * BATCH_TOKENS, "global_batch_tokens": BATCH_TOKENS, "micro_batch_size": 2}
+        raw["eval"] = raw.get("eval", {}) | {"tokens_per_source": 64}
+        path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def quickstarted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``make quickstart`` leaves behind, and a corpus of one's own, all tiny."""
+    root = tmp_path_factory.mktemp("quickstarted")
+    made = root / "runs" / "quickstart"
+    topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    prose = [paragraph for text in topics[:30] for paragraph in text.split("\n\n")]
+    code = re.split(r"\n(?=def |class )", inspect.getsource(inspect))
+    train_bpe(prose, out=made / "tokenizer", vocab_size=VOCAB_SIZE)
+    for name, documents, domain in (("prose", prose, "general"), ("code", code, "code")):
+        file = root / "raw" / f"{name}.jsonl.zst"
+        write_corpus(file, documents)
+        store = made / "stores" / name
+        build_store(StoreRequest((str(file),), made / "tokenizer", store, name, domain, heldout_fraction=0.2))
+    write_corpus(root / "corpus" / "a.jsonl.zst", prose[::2])
+    write_corpus(root / "corpus" / "b.jsonl.zst", code)
+    fresh = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    base: Any = build_model(ModelSection(fresh=fresh), Needs(SEQ_LEN, VOCAB_SIZE, seed=1)).model
+    base.save_pretrained(made / "base_hf")
+    shutil.copytree(made / "tokenizer", made / "base_hf", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "configs", root / "configs")
+    shrink_run_files(root / "configs" / "runs")
+    return root
+
+
+@pytest.fixture
+def workplace(quickstarted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(quickstarted, tmp_path / "workplace"))
+
+
+def run(command: str, workplace: Path) -> None:
+    for placeholder, value in PLACEHOLDERS.items():
+        command = re.sub(rf"\b{placeholder}\b", value, command)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=workplace,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def interrupt(workplace: Path, command: str) -> None:
+    """A run to resume is one that was killed before its last checkpoint."""
+    checkpoints = RunDir(workplace / command.split()[2]).checkpoints
+    shutil.rmtree(max(checkpoints.glob("step_*")))
+    assert list(checkpoints.glob("step_*")), "an older checkpoint is needed to resume from"
+
+
+# --- commands
+
+
+@pytest.mark.parametrize("commands", command_blocks())
+def test_every_command_of_the_pages_runs(commands: list[str], workplace: Path) -> None:
+    for command in commands:
+        if command.startswith("make "):
+            shown = subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, capture_output=True, text=True)
+            assert shown.returncode == 0 and MAKE[command] in shown.stdout, command
+            continue
+        if command.startswith("cpt resume"):
+            interrupt(workplace, command)
+        several = "--nproc" in command or command.startswith("deepspeed")
+        run(command + FEW_STEPS if several else command, workplace)
+    for config in workplace.glob("runs/*/config.yaml"):
+        check_run_folder(RunDir(config.parent))
+
+
+def check_run_folder(rundir: RunDir) -> None:
+    """A real run's files hold the documented keys, and its folder nothing that the page does not name."""
+    named = {name.split("/")[0] for name in documented_keys("Run folder")}
+    assert {entry.name for entry in rundir.root.iterdir()} <= named
+    sources = {"general": "NAME", "domain": "NAME"}
+    for line in rundir.metrics.read_text().splitlines():
+        assert keys_of(json.loads(line), sources) == documented_keys("metrics.jsonl")
+    assert keys_of(json.loads(rundir.environment.read_text()), {}) == documented_keys("environment.json")
+    rows = event_rows()
+    for line in rundir.events.read_text().splitlines():
+        event = json.loads(line)
+        assert event.keys() == {"time", "step", "event"} | rows[event["event"]]
+    for checkpoint in rundir.checkpoints.iterdir():
+        assert json.loads((checkpoint / "meta.json").read_text()).keys() == documented_keys("meta.json")
+        written = {entry.name for entry in checkpoint.iterdir()}
+        assert written == {COMPLETE, *json.loads((checkpoint / COMPLETE).read_text())}
+
+
+# --- examples
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_give_what_they_show(page: Path) -> None:
+    source = "\n".join(blocks(page, "python"))
+    example = doctest.DocTestParser().get_doctest(source, {}, page.name, str(page), 0)
+    told: list[str] = []
+    doctest.DocTestRunner(verbose=False).run(example, out=told.append)
+    assert not told, "".join(told)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_examples_fit_the_run_file_they_change(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for body in blocks(page, "yaml"):
+        raw = load_config(ROOT / "configs" / "runs" / "cpt_cpu.yaml").model_dump(mode="json")
+        for section, values in yaml.safe_load(body).items():
+            raw[section] |= values
+        validate(raw)
+
+
+def test_every_schedule_is_explained_and_drawn() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    drawn = load_script(ROOT / "docs" / "images" / "make_images.py").SCHEDULES
+    assert {entry["name"] for entry in drawn} == set(SCHEDULES)
+    assert all(f"| `{name}`" in page for name in SCHEDULES)
+
+
+def test_pictures_are_what_the_code_draws() -> None:
+    script = load_script(ROOT / "docs" / "images" / "make_images.py")
+    for name, draw in script.PICTURES.items():
+        picture = (ROOT / "docs" / "images" / name).read_text(encoding="utf-8")
+        assert picture == draw(), f"docs/images/{name} is out of date: python docs/images/make_images.py"
+
+
+# --- keys
+
+
+def section_of(page: Path, heading: str) -> str:
+    """From a heading to the next one of any level."""
+    text = page.read_text(encoding="utf-8")
+    match = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", text, re.M | re.S)
+    assert match, f"{page.name} has no section {heading}"
+    return match[1]
+
+
+def documented_keys(heading: str) -> set[str]:
+    """First column of the table under a heading of the formats page."""
+    return set(re.findall(r"^\| `([^`]+)` \|", section_of(ROOT / "docs" / "formats.md", heading), re.M))
+
+
+def event_rows() -> dict[str, set[str]]:
+    """Event -> documented further keys."""
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]*\|([^|]*)\|$", section_of(ROOT / "docs" / "formats.md", "events.jsonl"), re.M
+    )
+    return {event: set(re.findall(r"`(\w+)`", details)) for event, details in rows}
+
+
+def keys_of(value: Any, names: dict[str, str], prefix: str = "") -> set[str]:
+    """Dotted keys of nested JSON; ``names`` says which keys below the top stand for a source or group."""
+    if isinstance(value, dict) and value:
+        inner = {f"{prefix}.{names.get(key, key)}" if prefix else key: item for key, item in value.items()}
+        return set().union(*(keys_of(item, names, key) for key, item in inner.items()))
+    if isinstance(value, list):
+        return keys_of(value[0], names, f"{prefix}[]") if value else {f"{prefix}[]"}
+    return {prefix}
+
+
+def a_manifest(folder: Path) -> Any:
+    label = StoreLabel("web", "general", "train", 10, 0, TokenizerFacts("t", "0" * 64, "c"))
+    return json.loads(write_split(folder, label, [[[5, 7, 0]]]).to_json())
+
+
+def a_plan(_: Path) -> Any:
+    plan, _warnings = build_plan(
+        [PlanSource("web", "general", 9, 72, "w")],
+        [StageWish(64, 1.0)],
+        seed=1,
+        seq_len=8,
+        global_batch_rows=4,
+        max_epochs=4,
+    )
+    return json.loads(plan.to_json())
+
+
+def an_eval(_: Path) -> Any:
+    sources = {"web": SourceEval("general", 2.0, 1.0, 7.4, 100, 1)}
+    return json.loads(EvalRecord(0, 0, sources, aggregate(sources)).to_json())
+
+
+def a_metrics_line(_: Path) -> Any:
+    written: list[Any] = []
+
+    class Kept:
+        write = staticmethod(written.append)
+
+        def close(self) -> None: ...
+
+    hook = MetricsHook([Kept()], 1, Throughput(64, 1.0, None), lambda step: {"web": step * 64})
+    hook(StepInfo(1, 64, {"web": 2.0}, {"web": 1}, 0.1, 1.0, 0.5, 0.1))
+    return written[0]
+
+
+def an_environment(_: Path) -> Any:
+    return environment(Topology(0, 1, torch.device("cpu")))
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "manifest.json": a_manifest,
+    "plan.json": a_plan,
+    "evals/step_N.json": an_eval,
+    "metrics.jsonl": a_metrics_line,
+    "environment.json": an_environment,
+    "meta.json": lambda _: dict.fromkeys((field.name for field in fields(CheckpointMeta)), 0),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_documented_keys_are_those_the_code_writes(name: str, tmp_path: Path) -> None:
+    written = keys_of(WRITERS[name](tmp_path), {"web": "NAME", "general": "NAME"})
+    assert documented_keys(name) == written
+
+
+def test_the_documented_events_are_those_the_code_writes() -> None:
+    tree = ast.parse((ROOT / "cpt" / "run.py").read_text(encoding="utf-8"))
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "event"]
+    written: dict[str, set[str]] = {}
+    for call in calls:
+        names = [n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        for name in names:  # details given as **mapping are compared in a real run's file
+            written.setdefault(name, set()).update(keyword.arg for keyword in call.keywords if keyword.arg)
+    rows = event_rows()
+    assert rows.keys() == written.keys()
+    assert all(details <= rows[name] for name, details in written.items())
+
+
+def test_excerpts_have_the_documented_keys() -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    found = {match["excerpt"]: match["body"] for match in FENCE.finditer(text) if match["excerpt"]}
+    assert found.keys() >= WRITERS.keys() - {"meta.json"}
+    rows = event_rows()
+    for line in found.pop("events.jsonl").splitlines():
+        event = json.loads(line)
+        assert event.keys() == {"time", "step", "event"} | rows[event["event"]]
+    names = dict.fromkeys(("prose", "code", "general", "domain"), "NAME")
+    for name, body in found.items():
+        if name in WRITERS:
+            assert keys_of(json.loads(body), names) == documented_keys(name), name
+
+
+def test_run_folder_paths_are_the_ones_in_use() -> None:
+    rundir = RunDir(Path("run"))
+    paths = {value.name for key, value in vars(rundir).items() if key != "root"}
+    assert paths <= {name.split("/")[0] for name in documented_keys("Run folder")}
+
+
+# --- numbers, links and names
+
+
+def test_measured_numbers_are_those_of_the_result_files() -> None:
+    script = load_script(ROOT / "docs" / "fill_numbers.py")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == script.filled(text), "numbers differ from benchmarks/results: python docs/fill_numbers.py"
+
+
+def test_a_missing_result_shows_a_dash_and_a_measured_one_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script(ROOT / "docs" / "fill_numbers.py")
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    text = "| 7.0<!-- measured: a.json x/1M (q)/y .1f --> s |"
+    assert script.filled(text).startswith("| –<!--")  # noqa: RUF001
+    (tmp_path / "a.json").write_text('{"x": {"1M (q)": {"y": 2.25}}}')
+    assert script.filled(text) == text.replace("7.0", "2.2")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_paths_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    named = re.findall(r"`((?:cpt|data_tools|launch|configs|docs|tests)/[\w./]+)`", text)
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_the_tree_in_the_readme_names_what_exists() -> None:
+    tree = next(body for body in blocks(ROOT / "README.md", "text") if body.startswith("cpt/"))
+    folder = Path()
+    for line in tree.splitlines():
+        for name in re.findall(r"^\s*(?:[\w.]+(?:/|\.py)\s*)+", line)[0].split():
+            place = folder / name if line.startswith("  ") else Path(name)
+            assert (ROOT / place).exists(), f"{place} is in the README's tree"
+        folder = folder if line.startswith("  ") else Path(line.split()[0])
