@@ -89,9 +89,14 @@ def environment(topology: Topology) -> dict[str, object]:
         "git_commit": git.stdout.strip() or None,
         "device": device,
         "world_size": topology.world_size,
-        "command": " ".join(["cpt", *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "threads": torch.get_num_threads(),
     }
+
+
+def _program() -> str:
+    """How this process was started, in words that can be typed again."""
+    return "python -m cpt.train.main" if Path(sys.argv[0]).name == "main.py" else "cpt"
 
 
 def _version(package: str) -> str | None:

@@ -301,6 +301,8 @@ def _write_checkpoint(run: Run, info: StepInfo) -> None:
 
 def _end(run: Run, info: StepInfo) -> int:
     """Finish, or save and leave because all ranks agreed to stop."""
+    if run.metrics:
+        run.metrics.flush()  # before the last words, not behind them
     if info.step >= run.prepared.plan.num_steps:
         run.event("finish", info.step)
         if run.topology.rank == 0:

@@ -50,7 +50,6 @@ class RunDir:
         self.checkpoints = root / "checkpoints"
         self.evals = root / "evals"
         self.report = root / "report"
-        self.logs = root / "logs"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_name(step)

@@ -59,7 +59,7 @@ def claim(rundir: RunDir, prepared: Prepared, *, resume: bool) -> IO[str]:
 
 def settle(rundir: RunDir, prepared: Prepared) -> None:
     """Make a claimed folder a run folder; the config comes last, it is what says that this is one."""
-    for folder in (rundir.checkpoints, rundir.evals, rundir.logs):
+    for folder in (rundir.checkpoints, rundir.evals):
         folder.mkdir(exist_ok=True)
     write_plan(rundir.plan, prepared.plan)
     write_atomic(rundir.config, to_yaml(prepared.config))

@@ -172,9 +172,11 @@ def _needs_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _varlen_missing(device: torch.device, dtype: torch.dtype) -> str | None:
+    if reason := _needs_gpu(device, dtype):  # asked first: the import below costs two seconds
+        return reason
     if load_varlen_attn() is None:
         return f"torch {torch.__version__} has no torch.nn.attention.varlen with windows: install torch >= 2.11"
-    return _needs_gpu(device, dtype)
+    return None
 
 
 def _flash_attn_missing(device: torch.device, dtype: torch.dtype) -> str | None:

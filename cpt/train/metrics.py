@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from cpt.train.stepinfo import StepInfo
 
@@ -53,21 +54,22 @@ class JsonlSink:
 
 
 class ConsoleSink:
-    """A live bar on a terminal; otherwise one plain line per record."""
+    """A live bar with the newest numbers under it on a terminal; otherwise one plain line per record."""
 
     def __init__(self, *, num_steps: int, title: str) -> None:
         self._num_steps = num_steps
         self._live: Live | None = None
         if sys.stdout.isatty():
             columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"))
-            self._task = self._progress.add_task(title, total=num_steps, numbers="")
+            self._progress = Progress(*columns)
+            self._task = self._progress.add_task(title, total=num_steps)
             self._live = Live(self._progress, console=Console(), refresh_per_second=4)
             self._live.start()
 
     def write(self, record: Record) -> None:
         if self._live:
-            self._progress.update(self._task, completed=record["step"], numbers=_numbers(record))
+            self._progress.update(self._task, completed=record["step"])
+            self._live.update(Group(self._progress, Text(_numbers(record))))
         else:
             print(f"step {record['step']}/{self._num_steps}  {_numbers(record)}", flush=True)
 

@@ -15,10 +15,10 @@ from cpt.rundir import RunDir, step_name, step_of, write_atomic
 def test_every_part_of_a_run_folder_has_its_documented_name(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     files = (run.config, run.plan, run.environment, run.metrics, run.events)
-    folders = (run.checkpoints, run.evals, run.report, run.logs)
+    folders = (run.checkpoints, run.evals, run.report)
     names = ["config.yaml", "plan.json", "environment.json", "metrics.jsonl", "events.jsonl"]
     assert [path.name for path in files] == names
-    assert [path.name for path in folders] == ["checkpoints", "evals", "report", "logs"]
+    assert [path.name for path in folders] == ["checkpoints", "evals", "report"]
     assert run.checkpoint(500) == tmp_path / "checkpoints" / "step_00000500"
     assert run.eval_file(500) == tmp_path / "evals" / "step_00000500.json"
     assert list(tmp_path.iterdir()) == []

@@ -7,12 +7,14 @@ block stands alone and its lines run in order.
 
 import ast
 import doctest
+import glob
 import importlib.util
 import inspect
 import json
 import os
 import pydoc_data.topics
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -131,9 +133,14 @@ def workplace(quickstarted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(quickstarted, tmp_path / "workplace"))
 
 
-def run(command: str, workplace: Path) -> None:
-    for placeholder, value in PLACEHOLDERS.items():
-        command = re.sub(rf"\b{placeholder}\b", value, command)
+def run_here(command: str, cpt: Callable[..., Any]) -> None:
+    """A `cpt` command in this process, which has torch loaded already; globs are expanded as a shell does."""
+    words = [found for word in shlex.split(command, comments=True) for found in sorted(glob.glob(word)) or [word]]
+    done = cpt(*words[1:])
+    assert done.code == 0, f"{command}\n{done.text[-4000:]}"
+
+
+def run_as_process(command: str, workplace: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", "-c", command],
@@ -157,16 +164,23 @@ def interrupt(workplace: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize("commands", command_blocks())
-def test_every_command_of_the_pages_runs(commands: list[str], workplace: Path) -> None:
+def test_every_command_of_the_pages_runs(
+    commands: list[str], workplace: Path, workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
     for command in commands:
+        for placeholder, value in PLACEHOLDERS.items():
+            command = re.sub(rf"\b{placeholder}\b", value, command)
         if command.startswith("make "):
             shown = subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, capture_output=True, text=True)
             assert shown.returncode == 0 and MAKE[command] in shown.stdout, command
             continue
         if command.startswith("cpt resume"):
             interrupt(workplace, command)
-        several = "--nproc" in command or command.startswith("deepspeed")
-        run(command + FEW_STEPS if several else command, workplace)
+        if "--nproc" in command or command.startswith("deepspeed"):
+            run_as_process(command + FEW_STEPS, workplace)
+        else:
+            run_here(command, workshop.cpt)
     for config in workplace.glob("runs/*/config.yaml"):
         check_run_folder(RunDir(config.parent))
 
@@ -265,14 +279,8 @@ def a_manifest(folder: Path) -> Any:
 
 
 def a_plan(_: Path) -> Any:
-    plan, _warnings = build_plan(
-        [PlanSource("web", "general", 9, 72, "w")],
-        [StageWish(64, 1.0)],
-        seed=1,
-        seq_len=8,
-        global_batch_rows=4,
-        max_epochs=4,
-    )
+    sources, wishes = [PlanSource("web", "general", 9, 72, "w")], [StageWish(64, 1.0)]
+    plan, _warnings = build_plan(sources, wishes, seed=1, seq_len=8, global_batch_rows=4, max_epochs=4)
     return json.loads(plan.to_json())
 
 
@@ -372,7 +380,7 @@ def test_links_and_named_paths_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]
-    named = re.findall(r"`((?:cpt|data_tools|launch|configs|docs|tests)/[\w./]+)`", text)
+    named = re.findall(r"`((?:cpt|data_tools|launch|configs|docs|tests)/[\w./]+|benchmarks/\w+\.py)`", text)
     missing += [name for name in named if not (ROOT / name).exists()]
     assert not missing
 

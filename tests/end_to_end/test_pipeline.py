@@ -133,13 +133,13 @@ def test_cpt_eval_of_the_last_checkpoint_is_the_evaluation_made_in_training(shop
 
 
 def test_the_report_leads_with_the_gain_and_shows_planned_and_realised_shares(shop: Workshop) -> None:
-    html, markdown = (Path(line) for line in (shop.root / "report.txt").read_text().split())
+    html, markdown = (Path(line) for line in (shop.root / "report.txt").read_text().splitlines())
     before, after = (read_evaluation(shop.root / "evals_in_training", step) for step in (0, STEPS))
     gain = before["groups"]["domain"]["loss"] - after["groups"]["domain"]["loss"]
     for page in (html.read_text(), markdown.read_text()):
         assert f"{gain:.3f} nats" in page and "25.0%" in page
     (run,) = json.loads(shop.cpt("report", shop.run_dir("continued"), "--json").out)["runs"]
-    assert run["share_planned"] == run["share_realised"] == pytest.approx(0.25, abs=0.001)
+    assert run["share_general_planned"] == run["share_general_realised"] == pytest.approx(0.25, abs=0.001)
 
 
 def test_the_export_loads_in_transformers_and_has_the_live_logits_and_the_tokenizer(shop: Workshop) -> None:

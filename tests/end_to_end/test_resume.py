@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 Workshop = Any  # the fixtures of tests/conftest.py
-STEPS = 40
+STEPS = 24
 # A step takes some tens of milliseconds, so that a signal sent when step 6 is logged arrives long before the end.
 FIELDS = {
     "train.tokens": STEPS * 2048,
@@ -24,7 +24,7 @@ FIELDS = {
 
 @pytest.fixture(scope="session")
 def shop(made_once: Callable[..., Workshop]) -> Workshop:
-    """Stores, and ``whole``: the run that nothing happened to, with checkpoints after 8, 16, 24, 32 and 40."""
+    """Stores, and ``whole``: the run that nothing happened to, with checkpoints after 8, 16 and 24."""
 
     def make(shop: Workshop) -> None:
         shop.stores()
@@ -86,7 +86,7 @@ def test_after_sigkill_the_run_goes_on_from_the_last_checkpoint_bit_identical(sh
     assert all(record["loss"] == whole[record["step"]] for record in shop.records("killed"))  # repeated steps too
 
 
-def test_two_ranks_stop_together_at_sigterm_to_the_parent_and_go_on_with_the_losses_of_one(shop: Workshop) -> None:
+def test_two_ranks_stop_together_at_sigterm_to_the_parent_and_one_rank_goes_on_with_their_losses(shop: Workshop) -> None:
     process = shop.start("train", shop.run_file("two", FIELDS), "--nproc", "2")
     shop.wait_for_step("two", 6, process)
     process.send_signal(signal.SIGTERM)
@@ -94,19 +94,18 @@ def test_two_ranks_stop_together_at_sigterm_to_the_parent_and_go_on_with_the_los
     assert code == 143, out
     last = shop.records("two")[-1]["step"]
     assert last < STEPS - 5 and newest_complete(shop.run_dir("two")) == last
-    # On as many ranks and another ZeRO stage: the data and the losses stay those of one rank.
-    code, out = end_of(shop.start("resume", shop.run_dir("two"), "deepspeed.zero_stage=3", "--nproc", "2"))
-    assert code == 0, out
+    done = shop.cpt("resume", shop.run_dir("two"))
+    assert done.code == 0, done.text
     assert [record["step"] for record in shop.records("two")] == list(range(1, STEPS + 1))
     assert shop.losses("two") == pytest.approx(shop.losses("whole"), rel=1e-6)
 
 
 def test_a_run_of_one_rank_goes_on_with_two_and_zero_2_on_the_same_data(shop: Workshop) -> None:
-    folder = copy_of_whole(shop, "wider", until=16)
+    folder = copy_of_whole(shop, "wider", until=8)
     code, out = end_of(shop.start("resume", folder, "deepspeed.zero_stage=2", "--nproc", "2"))
     assert code == 0, out
-    whole, wider = shop.records("whole")[16:], shop.records("wider")[16:]
-    assert [record["step"] for record in wider] == list(range(17, STEPS + 1))
+    whole, wider = shop.records("whole")[8:], shop.records("wider")[8:]
+    assert [record["step"] for record in wider] == list(range(9, STEPS + 1))
     assert wider[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-6)
     for mine, theirs in zip(wider, whole, strict=True):
         assert mine["tokens_by_source"] == theirs["tokens_by_source"]
@@ -114,12 +113,12 @@ def test_a_run_of_one_rank_goes_on_with_two_and_zero_2_on_the_same_data(shop: Wo
         assert mine["lr"] == theirs["lr"]
 
 
-def test_a_run_of_two_zero_stages_goes_back_to_one_rank_without_zero(shop: Workshop) -> None:
-    folder = copy_of_whole(shop, "stages", until=24)
+def test_a_run_that_went_on_under_zero_3_goes_back_to_one_rank_without_zero(shop: Workshop) -> None:
+    folder = copy_of_whole(shop, "stages", until=8)
     assert shop.cpt("resume", folder, "deepspeed.zero_stage=3").code == 0
-    shutil.rmtree(folder / "checkpoints/step_00000040")
+    shutil.rmtree(folder / "checkpoints/step_00000024")
     done = shop.cpt("resume", folder)
-    assert done.code == 0 and "resumes after step 32" in done.out
+    assert done.code == 0 and "resumes after step 16" in done.out
     assert shop.losses("stages") == pytest.approx(shop.losses("whole"), rel=1e-6)
 
 
@@ -144,8 +143,8 @@ def test_sigterm_in_the_first_evaluation_is_obeyed_within_seconds_and_saves(shop
 
 @pytest.mark.parametrize("damage", ["truncated shard", "no marker", "missing shard", "garbled meta"])
 def test_a_checkpoint_cut_short_is_skipped_with_a_word_and_the_one_before_is_used(shop: Workshop, damage: str) -> None:
-    folder = copy_of_whole(shop, damage.replace(" ", "_"), until=40)
-    checkpoint = folder / "checkpoints/step_00000040"
+    folder = copy_of_whole(shop, damage.replace(" ", "_"), until=STEPS)
+    checkpoint = folder / "checkpoints/step_00000024"
     shard = next(checkpoint.glob("shard_*"))
     if damage == "truncated shard":
         shard.write_bytes(shard.read_bytes()[:-100])
@@ -158,18 +157,18 @@ def test_a_checkpoint_cut_short_is_skipped_with_a_word_and_the_one_before_is_use
         (checkpoint / "COMPLETE").unlink()
     done = shop.cpt("resume", folder)
     assert done.code == 0, done.text
-    assert "checkpoint skipped" in done.out and "step_00000040" in done.out and "resumes after step 32 of 40" in done.out
+    assert "checkpoint skipped" in done.out and "step_00000024" in done.out and "resumes after step 16 of 24" in done.out
     repeated = [record for record in shop.records(folder.name)][STEPS:]
-    assert [record["step"] for record in repeated] == list(range(33, 41))
+    assert [record["step"] for record in repeated] == list(range(17, 25))
     assert all(record["loss"] == shop.losses("whole")[record["step"]] for record in repeated)
     (resumed,) = [event for event in shop.events(folder.name) if event["event"] == "resume"]
     assert len(resumed["skipped_checkpoints"]) == 1
-    assert newest_complete(folder) == 40 and json.loads((checkpoint / "COMPLETE").read_text())
+    assert newest_complete(folder) == 24 and json.loads((checkpoint / "COMPLETE").read_text())
 
 
 def test_where_no_checkpoint_is_left_the_run_starts_again_from_step_0(shop: Workshop) -> None:
     folder = copy_of_whole(shop, "bare", until=8)
     (folder / "checkpoints/step_00000008/COMPLETE").unlink()
     done = shop.cpt("resume", folder)
-    assert done.code == 0 and "checkpoint skipped" in done.out and "resumes after step 0 of 40" in done.out
+    assert done.code == 0 and "checkpoint skipped" in done.out and "resumes after step 0 of 24" in done.out
     assert shop.losses("bare") == shop.losses("whole")
