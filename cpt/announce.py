@@ -4,10 +4,12 @@ environment.
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,9 +78,6 @@ def model_config(loaded: LoadedModel) -> dict[str, Any]:
 
 def environment(topology: Topology) -> dict[str, object]:
     """What is needed to make sense of the numbers later; no host names, no environment variables, no secrets."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     device = (
         torch.cuda.get_device_name(topology.device) if topology.device.type == "cuda" else platform.processor() or "cpu"
     )
@@ -86,17 +85,32 @@ def environment(topology: Topology) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: _version(name) for name in PACKAGES},
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": _git_commit(),
         "device": device,
         "world_size": topology.world_size,
-        "command": " ".join([_program(), *sys.argv[1:]]),
+        "command": _command(),
         "threads": torch.get_num_threads(),
     }
 
 
-def _program() -> str:
+@cache
+def _git_commit() -> str | None:
+    """The commit of this checkout; None for an installed package, or where there is no git."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return git.stdout.strip() or None
+
+
+def _command() -> str:
     """How this process was started, in words that can be typed again."""
-    return "python -m cpt.train.main" if Path(sys.argv[0]).name == "main.py" else "cpt"
+    as_verb = Path(sys.argv[0]).name != "main.py"
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    return shlex.join([*(["cpt"] if as_verb else ["python", "-m", "cpt.train.main"]), *arguments])
 
 
 def _version(package: str) -> str | None:

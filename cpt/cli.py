@@ -34,7 +34,7 @@ def train(
     overrides: Overrides = None,
     nproc: Annotated[int, typer.Option(help="processes on this machine, started by the deepspeed launcher", min=1)] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check everything and show the plan; train nothing")
+        bool, typer.Option("--dry-run", help="check stores, mixture and batch, and show the plan; train nothing")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -43,8 +43,9 @@ def train(
 
     loaded = load_config(config, overrides or [])
     if dry_run:
-        from cpt.prepare import plan_facts, prepare, render_plan
+        from cpt.prepare import check_world, plan_facts, prepare, render_plan
 
+        check_world(loaded, nproc)
         _show(plan_facts(prepare(loaded)), render_plan, as_json=as_json)
         return
     _train([str(config), *(overrides or [])], nproc)
@@ -103,10 +104,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Held-out loss of checkpoints on every source of their run: cpt eval runs/NAME/checkpoints/step_00000500"""
-    from cpt.offline import base_record, eval_facts, evaluate_checkpoint, render_eval
+    from cpt.offline import base_record, eval_facts, evaluate_checkpoint, render_evals
 
-    for path in checkpoints:
-        _show(eval_facts(evaluate_checkpoint(path), base_record(path)), render_eval, as_json=as_json)
+    facts = [eval_facts(evaluate_checkpoint(path), base_record(path)) for path in checkpoints]
+    _show(facts, render_evals, as_json=as_json)
 
 
 @app.command()

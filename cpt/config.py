@@ -192,7 +192,44 @@ def _schedule_fits(config: RunConfig) -> Problem | None:
     return None
 
 
+# Keys of the DeepSpeed dictionary that engine.py derives; stated again in deepspeed.extra they could contradict it.
+GENERATED = frozenset(
+    {
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "train_batch_size",
+        "gradient_clipping",
+        "bf16",
+        "fp16",
+        "torch_autocast",
+        "data_types",
+        "communication_data_type",
+    }
+)
+
+
+def _extra_adds_only(config: RunConfig) -> Problem | None:
+    extra = config.deepspeed.extra
+    taken = sorted(GENERATED & set(extra))
+    if isinstance(extra.get("zero_optimization"), dict) and "stage" in extra["zero_optimization"]:
+        taken.append("zero_optimization.stage")
+    if taken:
+        rule = "is derived from other fields: train.micro_batch_size, train.global_batch_tokens, train.precision, "
+        return Problem(
+            f"deepspeed.extra.{taken[0]}", None, f"{rule}train.max_grad_norm, deepspeed.zero_stage", "remove it"
+        )
+    return None
+
+
+def _evaluations_happen(config: RunConfig) -> Problem | None:
+    steps = config.train.tokens // config.train.global_batch_tokens
+    late = [step for step in config.eval.at_steps if step > steps]
+    return Problem("eval.at_steps", late, f"lies behind the last step, {steps}") if late else None
+
+
 RULES: tuple[Rule, ...] = (
+    (("deepspeed.extra",), _extra_adds_only),
+    (("eval.at_steps", "train.tokens", "train.global_batch_tokens"), _evaluations_happen),
     (("model",), _exactly_one_model),
     (("train.global_batch_tokens", "data.seq_len"), _whole_rows),
     (("train.tokens", "train.global_batch_tokens"), _at_least_one_step),
@@ -337,11 +374,12 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
     )
     if isinstance(data.get("stores"), dict):
         data["stores"] = {
-            name: str(base / path) if isinstance(path, str) else path for name, path in data["stores"].items()
+            name: str(base / Path(path).expanduser()) if isinstance(path, str) else path
+            for name, path in data["stores"].items()
         }
     for key in ("init_from", "tokenizer"):  # either a local path or a hub name
-        if isinstance(model.get(key), str) and (base / model[key]).exists():
-            model[key] = str(base / model[key])
+        if isinstance(model.get(key), str) and (local := base / Path(model[key]).expanduser()).exists():
+            model[key] = str(local)
     if isinstance(run.get("dir", "runs"), str):
         run["dir"] = str(base / run.get("dir", "runs"))
     if isinstance(model.get("fresh"), str):

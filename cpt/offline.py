@@ -2,13 +2,14 @@
 format.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Group
 from rich.table import Table
 
 from cpt.checkpoint.portable import Checkpoint, CheckpointMeta
@@ -17,13 +18,14 @@ from cpt.data.batch import collate
 from cpt.data.packing import concat_row
 from cpt.eval.perplexity import EvalSpec, evaluate, held_out
 from cpt.eval.records import EvalRecord, read_eval, write_eval
+from cpt.eval.retention import measure_retention
 from cpt.model.build import LoadedModel, load_tensors
 from cpt.model.export import ExportReport, ExportSpec, export_checkpoint
 from cpt.model.kernels import forward_logits
 from cpt.prepare import Prepared, prepare, tokenizer_path
 from cpt.run import build_from_meta, needs_of
 from cpt.rundir import DataError, RunDir
-from cpt.runfolder import read_run_config
+from cpt.runfolder import check_same_plan, read_run_config
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ class Restored:
         return self.prepared.config
 
 
-def restore(path: Path) -> Restored:
+def restore(path: Path, *, exact: bool = False) -> Restored:
     """The model of a checkpoint that lies in a run folder, with its weights.
+
+    ``exact``: to compute in fp32 with the plain attention back-end, whatever the run used.
 
     Raises:
         DataError: an incomplete checkpoint, or one that lies in no run folder.
@@ -51,7 +55,8 @@ def restore(path: Path) -> Restored:
     root = path.absolute().parent.parent
     if not RunDir(root).config.is_file():
         raise DataError(f"{path}: lies in no run folder ({root} has no config.yaml); give RUN_DIR/checkpoints/step_N")
-    prepared = prepare(read_run_config(root))
+    prepared = prepare(read_run_config(root, ["model.attention=sdpa", "train.precision=fp32"] if exact else []))
+    check_same_plan(RunDir(root), prepared.plan)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = build_from_meta(prepared.config, checkpoint.meta, needs_of(prepared), device)
     load_tensors(loaded.model, checkpoint.tensors(), origin=str(path))
@@ -96,15 +101,25 @@ def eval_facts(record: EvalRecord, base: EvalRecord | None) -> dict[str, Any]:
     for name, source in record.sources.items():
         before = base.sources[name].loss if base and name in base.sources else None
         change = source.loss - before if source.loss is not None and before is not None else None
-        facts = {"group": source.group, "loss": source.loss, "bpb": source.bpb, "ppl": source.ppl}
-        sources[name] = {**facts, "tokens": source.tokens, "change": change}
-    return {"step": record.step, "tokens_seen": record.tokens_seen, "sources": sources, "errors": list(record.errors)}
+        shown: dict[str, Any] = {"group": source.group, "loss": source.loss, "bpb": source.bpb, "ppl": source.ppl}
+        sources[name] = {**shown, "tokens": source.tokens, "change": change}
+    facts = {"step": record.step, "tokens_seen": record.tokens_seen, "sources": sources, "errors": list(record.errors)}
+    if base is None:
+        return facts
+    retention = measure_retention([base, record], base=base)
+    return {**facts, "domain_gain": retention.domain_gain, "general_forgetting": retention.general_forgetting}
 
 
-def render_eval(facts: Mapping[str, Any]) -> Table:
-    """One row per held-out source."""
-    title = f"held-out loss in nats per token, after step {facts['step']:,}; change: against step 0"
-    table = Table(title=title, title_justify="left", caption="\n".join(facts["errors"]))
+def render_evals(evals: Sequence[Mapping[str, Any]]) -> Group:
+    """A table per checkpoint, one row per held-out source."""
+    return Group(*(_render_eval(facts) for facts in evals))
+
+
+def _render_eval(facts: Mapping[str, Any]) -> Table:
+    parts = {"domain gain": facts.get("domain_gain"), "general forgetting": facts.get("general_forgetting")}
+    against = "  ".join(f"{name} {value:+.4f} nats" for name, value in parts.items() if value is not None)
+    title, caption = f"held-out, after step {facts['step']:,}", "\n".join([against, *facts["errors"]])
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("source")
     table.add_column("group")
     for column in ("loss", "change", "bits/byte", "perplexity", "tokens"):
@@ -119,7 +134,7 @@ def render_eval(facts: Mapping[str, Any]) -> Table:
 
 def export(path: Path, out: Path, *, dtype: Literal["fp32", "bf16"] = "fp32") -> ExportReport:
     """Write a checkpoint as a Hugging Face folder, verified against the live model on a row of held-out text."""
-    restored = restore(path)
+    restored = restore(path, exact=True)  # logits are compared to 1e-5 or so, which bf16 cannot meet
     store = next(iter(restored.prepared.heldout_stores.values()))
     length = min(restored.prepared.plan.seq_len, store.num_tokens - 1, 256)
     row = concat_row(store, 0, length)

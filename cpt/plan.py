@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpt.json_fields import check_integer, check_text, take_fields, take_list
-from cpt.quotas import apportion, block_counts, fair_room, fill_groups
+from cpt.quotas import apportion, block_counts, fair_room, fill_groups, whole_steps
 from cpt.rundir import DataError, write_atomic
 
 Group = Literal["general", "domain"]
@@ -238,8 +238,8 @@ def build_plan(
 ) -> tuple[Plan, list[str]]:
     """Turn wishes into quotas; the second value holds warnings in words, one per share that was changed.
 
-    A stage's tokens are rounded to whole steps (at least one), so that a step never mixes two stages. A cap holds to
-    one row per block.
+    A stage's tokens are rounded down to whole steps (at least one), so that a step never mixes two stages. A cap
+    holds to one row per block.
 
     Raises:
         DataError: an impossible wish, or more tokens than the sources hold in ``max_epochs`` passes.
@@ -277,7 +277,8 @@ def append_stage(
 def _extend(plan: Plan, wishes: Sequence[StageWish], max_epochs: float) -> tuple[Plan, list[str]]:
     if not (math.isfinite(max_epochs) and max_epochs > 0):
         raise DataError(f"max_epochs is {max_epochs}; it must be a positive number")
-    rows = [_whole_steps(wish.tokens, plan) for wish in wishes]
+    steps = whole_steps([wish.tokens for wish in wishes], plan.seq_len * plan.global_batch_rows)
+    rows = [each * plan.global_batch_rows for each in steps]
     wished = [[share * n for share in _wished_shares(plan.sources, w)] for w, n in zip(wishes, rows, strict=True)]
     warnings: list[str] = []
     for index, wish in enumerate(wishes):
@@ -288,11 +289,6 @@ def _extend(plan: Plan, wishes: Sequence[StageWish], max_epochs: float) -> tuple
         plan = replace(plan, stages=(*plan.stages, Stage(plan.num_rows, plan.num_rows + rows[index], counts)))
         warnings += _warnings(plan, wished[index], ahead, max_epochs)
     return plan, warnings
-
-
-def _whole_steps(tokens: int, plan: Plan) -> int:
-    step_tokens = plan.seq_len * plan.global_batch_rows
-    return max(1, (tokens + step_tokens // 2) // step_tokens) * plan.global_batch_rows
 
 
 def _group_weights(sources: Sequence[PlanSource], wish: StageWish, group: Group) -> list[float]:

@@ -4,6 +4,7 @@ the tokens.
 Imports no torch, so ``cpt train --dry-run`` works on a login node. Every problem found is reported in one go.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,17 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(config, plan, tuple(warnings), train, heldout)
 
 
+def check_world(config: RunConfig, world_size: int) -> None:
+    """Raises ConfigError where a step's rows do not divide into ``world_size`` ranks of whole micro-batches."""
+    rows, micro = config.global_batch_rows, config.train.micro_batch_size
+    if rows % (micro * world_size):
+        unit = micro * world_size * config.data.seq_len
+        nearest = max(1, round(config.train.global_batch_tokens / unit)) * unit
+        rule = f"{rows} rows do not divide into {world_size} ranks x {micro} rows (train.micro_batch_size)"
+        fix = f"the nearest that does is {nearest}"
+        raise ConfigError(Problem("train.global_batch_tokens", config.train.global_batch_tokens, rule, fix))
+
+
 def group_of(store: TokenStore) -> Group:
     """A store labelled ``general`` is replayed; any other label is a domain to learn."""
     return "general" if store.manifest.domain == "general" else "domain"
@@ -94,13 +106,22 @@ def _tokenizer_problems(config: RunConfig, stores: Mapping[str, TokenStore]) -> 
 
 
 def tokenizer_path(config: RunConfig) -> Path | None:
-    """The tokenizer that belongs to the model: stated, or found in a local init_from folder."""
-    if config.model.tokenizer is not None:
-        return Path(config.model.tokenizer)
-    origin = Path(config.model.init_from) if config.model.init_from else None
-    if origin and any((origin / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "spiece.model")):
-        return origin
-    return None
+    """The tokenizer that belongs to the model: stated, found in a local init_from folder, or that of the checkpoint's
+    own run. None where it cannot be known here, as for a hub name.
+    """
+    return _tokenizer_of(config.model.tokenizer, config.model.init_from)
+
+
+def _tokenizer_of(stated: str | None, origin: str | None) -> Path | None:
+    if stated is not None or origin is None:
+        return Path(stated) if stated else None
+    folder = Path(origin)
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "spiece.model")):
+        return folder
+    if not (folder / "meta.json").is_file():
+        return None
+    model = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["run_config"]["model"]
+    return _tokenizer_of(model["tokenizer"], model["init_from"])
 
 
 def _build_plan(config: RunConfig, stores: Mapping[str, TokenStore]) -> tuple[Plan, list[str]]:
@@ -125,6 +146,9 @@ def _build_plan(config: RunConfig, stores: Mapping[str, TokenStore]) -> tuple[Pl
     )
     if config.model.init_from and plan.share_general() == 0:
         warnings.append("no general data is replayed (replay.share_general = 0): expect the model to forget")
+    if config.model.init_from and tokenizer_path(config) is None:
+        warnings.append("the model's tokenizer is not known here, so it is not compared with the stores' and exports "
+                        "hold none; give model.tokenizer")  # fmt: skip
     return plan, warnings
 
 

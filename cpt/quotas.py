@@ -7,6 +7,15 @@ Refuses nothing: the plan checks what goes in and says in words what came out.
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import accumulate, pairwise
+
+
+def whole_steps(tokens: Sequence[int], step_tokens: int) -> list[int]:
+    """Steps of each stage: it ends at the whole steps of the tokens summed so far, and has at least one."""
+    ends = [0]
+    for total in accumulate(tokens):
+        ends.append(max(ends[-1] + 1, total // step_tokens))
+    return [end - start for start, end in pairwise(ends)]
 
 
 def apportion(parts: Sequence[float], total: int) -> list[int]:

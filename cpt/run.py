@@ -11,19 +11,19 @@ import torch
 import torch.distributed as dist
 
 from cpt.announce import announce, announce_resume, cost_of, environment, model_config
-from cpt.checkpoint.portable import COMPLETE, Checkpoint, CheckpointMeta, latest_complete
+from cpt.checkpoint.portable import Checkpoint, CheckpointMeta, is_usable, latest_complete
 from cpt.checkpoint.prune import prune
 from cpt.checkpoint.save import save_checkpoint
-from cpt.config import ConfigError, Problem, RunConfig
+from cpt.config import ConfigError, RunConfig
 from cpt.data.loader import Loader
 from cpt.data.sampler import tokens_seen
 from cpt.eval.perplexity import EvalSpec, evaluate, held_out
 from cpt.eval.records import write_eval
-from cpt.model.build import LoadedModel, Needs, build_model, load_tensors
+from cpt.model.build import LoadedModel, Needs, build_from_config, build_model, load_tensors
 from cpt.model.kernels import forward_logits, verify_packing
-from cpt.prepare import Prepared, prepare
+from cpt.prepare import Prepared, check_world, prepare
 from cpt.rundir import DataError, RunDir, write_atomic
-from cpt.runfolder import claim, settle
+from cpt.runfolder import changed_fields, claim, settle
 from cpt.train.engine import Engine, EngineSpec, Topology, start_process_group, stop_process_group
 from cpt.train.guard import EXIT_STOPPED, StopFlag
 from cpt.train.hooks import Hook
@@ -45,6 +45,7 @@ class Run:
     loaded: LoadedModel
     stop: StopFlag
     metrics: MetricsHook | None = None  # rank 0 alone writes metrics
+    evaluation_cut_short: bool = False
 
     @property
     def config(self) -> RunConfig:
@@ -52,10 +53,14 @@ class Run:
 
     def event(self, name: str, step: int, **details: object) -> None:
         """Add a line to events.jsonl, from rank 0."""
-        if self.topology.rank == 0:
-            line = {"time": time.time(), "step": step, "event": name, **details}
+        if self.topology.rank != 0:
+            return
+        line = {"time": time.time(), "step": step, "event": name, **details}
+        try:
             with self.rundir.events.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk must not end a run over its diary
+            print(f"WARNING: could not note {json.dumps(line)}: {error}", file=sys.stderr, flush=True)
 
 
 def train(config: RunConfig, *, resume: bool = False) -> int:
@@ -70,22 +75,12 @@ def train(config: RunConfig, *, resume: bool = False) -> int:
     prepared = prepare(config)
     topology = start_process_group()
     try:
-        _check_world(config, topology.world_size)
+        check_world(config, topology.world_size)
         with _claim(prepared, topology, resume=resume):
             run, first_step = _build(prepared, topology, stop, resume=resume)
             return _fit(run, first_step)
     finally:
         stop_process_group()
-
-
-def _check_world(config: RunConfig, world_size: int) -> None:
-    rows, micro = config.global_batch_rows, config.train.micro_batch_size
-    if rows % (micro * world_size):
-        unit = micro * world_size * config.data.seq_len
-        nearest = max(1, round(config.train.global_batch_tokens / unit)) * unit
-        rule = f"{rows} rows do not divide into {world_size} ranks x {micro} rows (train.micro_batch_size)"
-        fix = f"the nearest that does is {nearest}"
-        raise ConfigError(Problem("train.global_batch_tokens", config.train.global_batch_tokens, rule, fix))
 
 
 def _claim(prepared: Prepared, topology: Topology, *, resume: bool) -> AbstractContextManager[object]:
@@ -108,7 +103,7 @@ def _claim(prepared: Prepared, topology: Topology, *, resume: bool) -> AbstractC
 
 def _build(prepared: Prepared, topology: Topology, stop: StopFlag, *, resume: bool) -> tuple[Run, int]:
     config, rundir = prepared.config, RunDir(prepared.config.run_dir)
-    checkpoint, skipped = latest_complete(rundir.checkpoints) if resume else (None, [])
+    checkpoint, skipped = _find_checkpoint(rundir, topology) if resume else (None, [])
     loaded = _load_model(prepared, topology, checkpoint)
     optimizer = build_adamw(
         loaded.model, weight_decay=config.train.weight_decay, betas=config.train.betas, eps=config.train.eps
@@ -130,8 +125,22 @@ def _build(prepared: Prepared, topology: Topology, stop: StopFlag, *, resume: bo
         if resume:
             announce_resume(prepared, first_step, skipped)
     details = {"world_size": topology.world_size, "warnings": prepared.warnings, "skipped_checkpoints": skipped}
+    if resume:
+        details["changed"] = changed_fields(rundir, config)
     run.event("resume" if resume else "start", first_step, **details)
     return run, first_step
+
+
+def _find_checkpoint(rundir: RunDir, topology: Topology) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to go on from: rank 0 chooses, so that a slow file system cannot show different ones to the
+    ranks.
+    """
+    checkpoint, skipped = latest_complete(rundir.checkpoints) if topology.rank == 0 else (None, [])
+    if topology.world_size == 1:
+        return checkpoint, skipped
+    chosen = [checkpoint.path if checkpoint else None]
+    dist.broadcast_object_list(chosen)
+    return (Checkpoint.open(chosen[0]) if chosen[0] else None), skipped
 
 
 def _load_model(prepared: Prepared, topology: Topology, checkpoint: Checkpoint | None) -> LoadedModel:
@@ -162,8 +171,7 @@ def needs_of(prepared: Prepared) -> Needs:
 
 def build_from_meta(config: RunConfig, meta: CheckpointMeta, needs: Needs, device: torch.device) -> LoadedModel:
     """A model of the shape that a checkpoint was written from, its weights still to be filled in."""
-    section = config.model.model_copy(update={"init_from": None, "fresh": meta.model_config})
-    return build_model(section, needs, device=device)
+    return build_from_config(meta.model_config, config.model, needs, device=device)
 
 
 def _engine_spec(config: RunConfig, topology: Topology) -> EngineSpec:
@@ -201,6 +209,9 @@ def _fit(run: Run, first_step: int) -> int:
     run.metrics = _metrics(run) if topology.rank == 0 else None
     trainer.hooks = _hooks(run)
     try:
+        # a stop cut it short; the checkpoint was still saved
+        if first_step and _evaluation_is_missing(run, first_step):
+            _evaluate(run, StepInfo.before_training(first_step, tokens_seen=first_step * job.tokens_per_step))
         last = trainer.fit(first_step)
         return _end(run, last)
     finally:
@@ -210,13 +221,25 @@ def _fit(run: Run, first_step: int) -> int:
 
 
 def _hooks(run: Run) -> list[Hook]:
-    """In order: metrics, evaluation, checkpoint; a checkpoint that exists has been evaluated."""
+    """In order: metrics, evaluation, checkpoint."""
     config, last = run.config, run.prepared.plan.num_steps
     hooks = [Hook(run.metrics, every=1)] if run.metrics else []
-    at = frozenset({0, last, *config.eval.at_steps})
-    hooks.append(Hook(lambda info: _evaluate(run, info), every=config.eval.every_steps, at=at))
+    hooks.append(_evaluation_hook(run))
     hooks.append(Hook(lambda info: _save(run, info), every=config.checkpoint.every_steps, at=frozenset({last})))
     return hooks
+
+
+def _evaluation_hook(run: Run) -> Hook:
+    at = frozenset({0, run.prepared.plan.num_steps, *run.config.eval.at_steps})
+    return Hook(lambda info: _evaluate(run, info), every=run.config.eval.every_steps, at=at)
+
+
+def _evaluation_is_missing(run: Run, step: int) -> bool:
+    """Due at ``step`` but not in the run folder; as rank 0 sees it, for all ranks must evaluate or none."""
+    answer = [_evaluation_hook(run).is_due(step) and not run.rundir.eval_file(step).exists()]
+    if run.topology.world_size > 1:
+        dist.broadcast_object_list(answer)
+    return answer[0]
 
 
 def _metrics(run: Run) -> MetricsHook:
@@ -253,6 +276,7 @@ def _evaluate(run: Run, info: StepInfo) -> None:
         tokens_seen=info.tokens_seen,
         should_stop=lambda: run.stop.is_raised,
     )
+    run.evaluation_cut_short = record is None
     if record is not None and run.topology.rank == 0:
         write_eval(run.rundir.eval_file(info.step), record)
         losses = {name: source.loss for name, source in record.sources.items()}
@@ -265,7 +289,7 @@ def _save(run: Run, info: StepInfo) -> None:
     """Save and prune. A periodic save that fails is reported and the run goes on; the last one, or one to stop at,
     must succeed.
     """
-    must_succeed = info.step == run.prepared.plan.num_steps or run.stop.is_raised
+    must_succeed = info.step == run.prepared.plan.num_steps or run.stop.agreed(run.topology.device)
     started = time.perf_counter()
     try:
         _write_checkpoint(run, info)
@@ -303,12 +327,12 @@ def _end(run: Run, info: StepInfo) -> int:
     """Finish, or save and leave because all ranks agreed to stop."""
     if run.metrics:
         run.metrics.flush()  # before the last words, not behind them
-    if info.step >= run.prepared.plan.num_steps:
+    if info.step >= run.prepared.plan.num_steps and not run.evaluation_cut_short:
         run.event("finish", info.step)
         if run.topology.rank == 0:
             print(f"finished: {run.rundir.root}", flush=True)
         return 0
-    if not (run.rundir.checkpoint(info.step) / COMPLETE).is_file():
+    if not is_usable(run.rundir.checkpoint(info.step)):
         _save(run, info)
     run.event("sigterm", info.step, signal=run.stop.signal_name)
     if run.topology.rank == 0:

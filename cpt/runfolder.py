@@ -14,11 +14,29 @@ from cpt.plan import Plan, read_plan, write_plan
 from cpt.prepare import Prepared
 from cpt.rundir import DataError, RunDir, write_atomic
 
+# What may differ when a run goes on: where and how it computes and what it tells, never what it computes.
+CHANGEABLE = (
+    "deepspeed.",
+    "train.micro_batch_size",
+    "train.activation_checkpointing",
+    "model.attention",
+    "checkpoint.",
+    "eval.",
+    "log.",
+)
+
+
+def check_changeable(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for every override that would make a resumed run another run."""
+    fixed = [text for text in overrides if not text.startswith(CHANGEABLE)]
+    if fixed:
+        rule = f"a resumed run keeps it; only {', '.join(CHANGEABLE)} may change"
+        fix = "start a new run from its checkpoint with model.init_from"
+        raise ConfigError(*(Problem(text.partition("=")[0], text.partition("=")[2], rule, fix) for text in fixed))
+
 
 def read_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config that a run folder was started with; overrides may change what leaves the plan as it is, such as
-    ZeRO's stage.
-    """
+    """The config that a run folder was started with, where it lies now, with overrides."""
     path = RunDir(run_dir).config
     if not path.is_file():
         raise DataError(f"{run_dir}: not a run folder, it has no {path.name}")
@@ -26,6 +44,8 @@ def read_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable YAML ({error})") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("run"), dict):
+        raise DataError(f"{path}: holds no run section; restore it from a checkpoint's meta.json (run_config)")
     raw["run"]["dir"] = str(run_dir.absolute().parent)  # a run folder may have been moved
     raw["run"]["name"] = run_dir.absolute().name
     for override in overrides:
@@ -50,7 +70,7 @@ def claim(rundir: RunDir, prepared: Prepared, *, resume: bool) -> IO[str]:
             f"{rundir.root}: another process is training in this run folder; wait for it or stop it"
         ) from None
     if resume:
-        _check_same_plan(rundir, prepared.plan)
+        check_same_plan(rundir, prepared.plan)
         return lock
     if rundir.config.exists():
         raise ConfigError(_folder_in_use(rundir, prepared.config))
@@ -65,21 +85,26 @@ def settle(rundir: RunDir, prepared: Prepared) -> None:
     write_atomic(rundir.config, to_yaml(prepared.config))
 
 
-def _check_same_plan(rundir: RunDir, plan: Plan) -> None:
+def check_same_plan(rundir: RunDir, plan: Plan) -> None:
     stored = read_plan(rundir.plan)
     if stored.fingerprint != plan.fingerprint:
         rule = f"the stores or the config changed: the run was planned as {stored.fingerprint}, now {plan.fingerprint}"
         raise DataError(f"{rundir.plan}: {rule}; put the stores back, or start a new run with model.init_from")
 
 
-def _folder_in_use(rundir: RunDir, config: RunConfig) -> Problem:
-    old, new = yaml.safe_load(rundir.config.read_text()), yaml.safe_load(to_yaml(config))
-    changed = sorted(
+def changed_fields(rundir: RunDir, config: RunConfig) -> list[str]:
+    """Fields of ``config`` that differ from the one the run folder was started with."""
+    old, new = yaml.safe_load(rundir.config.read_text(encoding="utf-8")), yaml.safe_load(to_yaml(config))
+    return sorted(
         f"{section}.{field}"
         for section in new
         for field in new[section]
         if old.get(section, {}).get(field) != new[section][field]
     )
+
+
+def _folder_in_use(rundir: RunDir, config: RunConfig) -> Problem:
+    changed = changed_fields(rundir, config)
     rule = (
         f"the folder holds another config (differs in {', '.join(changed)})" if changed else "this run exists already"
     )

@@ -337,7 +337,8 @@ def _result(build: _Build, resumed: int, done: bool, seconds: float) -> StoreRes
         for name, state in build.splits.items()
     }
     warnings = tuple(
-        f"the {name} split is empty: too few documents for heldout_fraction {build.request['heldout_fraction']}"
+        f"the {name} split is empty: too few documents for heldout_fraction {build.request['heldout_fraction']}; "
+        "give more documents, a larger --heldout-fraction, or --txt-documents blank-line for text files"
         for name, split in splits.items()
         if not split.documents and (name == "train" or build.request["heldout_fraction"] > 0)
     )

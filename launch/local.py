@@ -59,11 +59,12 @@ def run_local(arguments: Sequence[str], *, num_processes: int) -> int:
 
 def exit_code(code: int) -> int:
     """The shell's convention, 128 + n, for what signal n killed: the launcher (-n here) or a rank (256 - n by the
-    launcher).
+    launcher). But 143 is what a rank says itself after a complete save, so one that SIGTERM killed unsaved gives 3.
     """
-    if code < 0:
-        return 128 - code
-    return 128 + (256 - code) if code > 256 - signal.NSIG else code
+    killed_by = -code if code < 0 else 256 - code if code > 256 - signal.NSIG else None
+    if killed_by is None:
+        return code
+    return 3 if killed_by == signal.SIGTERM else 128 + killed_by
 
 
 def _signal_job(pid: int, number: int) -> None:

@@ -25,6 +25,10 @@ SEQ_LEN, VOCAB_SIZE = 32, 64
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE")
 Documents = Sequence[Sequence[int]]
 
+# Before anything imports torch: two test processes with a thread per core each wait for one another at every barrier,
+# which was measured to cost a factor of ten.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @dataclass(frozen=True)
 class Done:

@@ -75,16 +75,16 @@ def predicted_bytes(meta: CheckpointMeta) -> int:
 
 
 def start_checkpoint(folder: Path, meta: CheckpointMeta) -> None:
-    """Make room for a checkpoint: check the free space and remove what an interrupted save left under this name.
+    """Make room for a checkpoint: remove what an interrupted save left under this name, then check the free space.
 
     Raises:
         OSError: not enough space; nothing was written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    delete_checkpoint(folder)
     needed, free = int(predicted_bytes(meta) * 1.02) + 2**20, shutil.disk_usage(folder.parent).free
     if free < needed:
         raise OSError(f"{folder}: a checkpoint needs {needed / 2**30:.2f} GiB but {free / 2**30:.2f} GiB are free")
-    delete_checkpoint(folder)
     folder.mkdir()
 
 
@@ -150,21 +150,9 @@ class Checkpoint:
         Raises:
             DataError: naming the file, what was expected and what was found.
         """
-        if not path.is_dir():
-            raise DataError(f"{path}: no such checkpoint folder")
-        marker = path / COMPLETE
-        if not marker.is_file():
-            raise DataError(f"{path}: incomplete checkpoint, it has no {COMPLETE} file; its save was cut short")
-        sizes = _read_json(marker)
-        for name, expected in sizes.items():
-            file = path / Path(name).name
-            found = file.stat().st_size if file.is_file() else None
-            if found != expected:
-                raise DataError(
-                    f"{file}: {COMPLETE} promises {expected} bytes, found {found}; copy the checkpoint again"
-                )
+        files = _promised_files(path)
         meta = _read_meta(path / META)
-        return cls(path, meta, [path / Path(name).name for name in sizes if name != META])
+        return cls(path, meta, [file for file in files if file.name != META])
 
     def fill(self, fragment: Fragment) -> None:
         """Copy the stored state into the tensors of ``fragment``, from as many stored fragments as it takes.
@@ -211,6 +199,30 @@ class Checkpoint:
             position, at = until, at + 1
 
 
+def is_usable(path: Path) -> bool:
+    """Whether every file that the marker promises is there in its size; reads no tensor."""
+    try:
+        return bool(_promised_files(path))
+    except DataError:
+        return False
+
+
+def _promised_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise DataError(f"{path}: no such checkpoint folder")
+    marker = path / COMPLETE
+    if not marker.is_file():
+        raise DataError(f"{path}: incomplete checkpoint, it has no {COMPLETE} file; its save was cut short")
+    files = []
+    for name, expected in _read_json(marker).items():
+        file = path / Path(name).name
+        found = file.stat().st_size if file.is_file() else None
+        if found != expected:
+            raise DataError(f"{file}: {COMPLETE} promises {expected} bytes, found {found}; copy the checkpoint again")
+        files.append(file)
+    return files
+
+
 def _read_meta(path: Path) -> CheckpointMeta:
     raw = _read_json(path)
     if raw.get("format_version") != FORMAT_VERSION:
@@ -233,7 +245,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def latest_complete(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that can be opened, and why each newer one cannot."""
+    """The newest checkpoint that can be opened, and why each newer one cannot; None where no save was ever completed.
+
+    Raises:
+        DataError: saves were completed, but all of them are damaged now. Going back to step 0 is not for us to decide.
+    """
     skipped: list[str] = []
     folders = [folder for folder in checkpoints.glob("step_*") if step_of(folder) is not None]
     for folder in sorted(folders, reverse=True):
@@ -241,4 +257,8 @@ def latest_complete(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
             return Checkpoint.open(folder), skipped
         except DataError as error:
             skipped.append(str(error))
+    if any((folder / COMPLETE).is_file() for folder in folders):
+        reasons = "\n  ".join(skipped)
+        fix = "restore one from a copy, or start a new run"
+        raise DataError(f"{checkpoints}: none of its checkpoints can be used; {fix}:\n  {reasons}")
     return None, skipped

@@ -1,11 +1,12 @@
-"""Which checkpoints are deleted: the oldest complete ones beyond ``keep_last``, and leftovers of interrupted saves.
+"""Which checkpoints are deleted: the oldest usable ones beyond ``keep_last``, and leftovers of interrupted saves.
 
-The newest complete checkpoint is never deleted, whatever ``keep_last`` says.
+The newest usable checkpoint is never deleted, whatever ``keep_last`` says. Usable means that every promised file is
+there in its promised size: a folder that merely claims to be complete must not push out one that is.
 """
 
 from pathlib import Path
 
-from cpt.checkpoint.portable import COMPLETE, delete_checkpoint
+from cpt.checkpoint.portable import delete_checkpoint, is_usable
 from cpt.rundir import step_of
 
 
@@ -14,7 +15,7 @@ def to_delete(checkpoints: Path, *, keep_last: int) -> list[Path]:
     written.
     """
     folders = sorted(folder for folder in checkpoints.glob("step_*") if step_of(folder) is not None)
-    complete = [folder for folder in folders if (folder / COMPLETE).is_file()]
+    complete = [folder for folder in folders if is_usable(folder)]
     if not complete:
         return []
     kept = set(complete[-max(1, keep_last) :])

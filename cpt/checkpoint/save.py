@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from cpt.checkpoint.portable import CheckpointMeta, Fragment, finish_checkpoint, start_checkpoint, write_shard
+from cpt.checkpoint.portable import (
+    CheckpointMeta,
+    Fragment,
+    delete_checkpoint,
+    finish_checkpoint,
+    start_checkpoint,
+    write_shard,
+)
 
 
 def save_checkpoint(
@@ -21,8 +28,13 @@ def save_checkpoint(
     """
     first = rank == 0
     _together(lambda: start_checkpoint(folder, meta) if first else None, world_size)
-    _together(lambda: write_shard(folder, fragments, rank=rank, world_size=world_size), world_size)
-    _together(lambda: finish_checkpoint(folder, meta, world_size=world_size) if first else None, world_size)
+    try:
+        _together(lambda: write_shard(folder, fragments, rank=rank, world_size=world_size), world_size)
+        _together(lambda: finish_checkpoint(folder, meta, world_size=world_size) if first else None, world_size)
+    except OSError:
+        if first:  # a part of a checkpoint is of no use, and the space may be what was missing
+            delete_checkpoint(folder)
+        raise
 
 
 def _together(action: Callable[[], None], world_size: int) -> None:
@@ -30,8 +42,8 @@ def _together(action: Callable[[], None], world_size: int) -> None:
     reason: str | None = None
     try:
         action()
-    except OSError as error:
-        reason = str(error)
+    except Exception as error:  # whatever it was, the other ranks wait for this one's answer
+        reason = f"{type(error).__name__}: {error}"
     reasons: list[str | None] = [reason]
     if world_size > 1:
         reasons = [None] * world_size

@@ -1,6 +1,6 @@
 """Held-out loss per source: the same rows at every step, on every world size, under every ZeRO stage.
 
-Rows are the first ones of the held-out store, up to ``tokens_per_source``, packed like training rows. They are dealt
+Rows are spread evenly over the held-out store, ``tokens_per_source`` in all, packed like training rows. They are dealt
 to ranks like training rows, and every rank makes the same number of forward passes: the last ones are filled with
 dummy rows whose labels are all ignored, so that the collectives of ZeRO-3 stay in step. Sums are kept per row in
 fp64, reduced over ranks, then added in row order.
@@ -86,21 +86,29 @@ def evaluate(
     errors: list[str] = []
     try:
         for name in sorted(sources):
-            seq_len, num_rows = _extent(name, sources[name].reader, spec)
-            sums = _row_sums(
-                model, sources[name].reader, spec, seq_len=seq_len, num_rows=num_rows, should_stop=should_stop
-            )
+            extent = _extent(name, sources[name].reader, spec)
+            sums = _row_sums(model, sources[name].reader, spec, extent=extent, should_stop=should_stop)
             if sums is None:
                 return None
-            results[name], error = _summarise(name, sources[name], sums, end=seq_len * num_rows)
+            results[name], error = _summarise(name, sources[name], sums, extent)
             errors += error
     finally:
         model.train(was_training)
     return EvalRecord(step, tokens_seen, results, aggregate(results), tuple(errors))
 
 
-def _extent(name: str, reader: TokenReader, spec: EvalSpec) -> tuple[int, int]:
-    """Row length and number of rows; a split shorter than a row is evaluated as one shorter row."""
+@dataclass(frozen=True)
+class _Extent:
+    """Which rows of a held-out store are evaluated."""
+
+    seq_len: int
+    rows: tuple[int, ...]
+
+
+def _extent(name: str, reader: TokenReader, spec: EvalSpec) -> _Extent:
+    """Rows at even distances, for held-out documents stand in the order of the input files and the first files need not
+    be like the others; a split shorter than a row is evaluated as one shorter row.
+    """
     if reader.num_tokens < 2:
         raise DataError(
             f"held-out split of source {name!r}: {reader.num_tokens} tokens, at least 2 are needed to predict one; "
@@ -108,8 +116,9 @@ def _extent(name: str, reader: TokenReader, spec: EvalSpec) -> tuple[int, int]:
         )
     available = concat_num_rows(reader.num_tokens, spec.seq_len)
     if available == 0:
-        return reader.num_tokens - 1, 1
-    return spec.seq_len, min(available, max(1, math.ceil(spec.tokens_per_source / spec.seq_len)))
+        return _Extent(reader.num_tokens - 1, (0,))
+    number = min(available, max(1, math.ceil(spec.tokens_per_source / spec.seq_len)))
+    return _Extent(spec.seq_len, tuple(index * available // number for index in range(number)))
 
 
 def _row_sums(
@@ -117,10 +126,10 @@ def _row_sums(
     reader: TokenReader,
     spec: EvalSpec,
     *,
-    seq_len: int,
-    num_rows: int,
+    extent: _Extent,
     should_stop: Callable[[], bool] | None,
 ) -> RowSums | None:
+    num_rows = len(extent.rows)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     rows_per_pass = world_size * spec.micro_batch_size
     sums = torch.zeros(2, num_rows, dtype=torch.float64, device=spec.device)
@@ -129,7 +138,7 @@ def _row_sums(
             return None
         start = first + rank * spec.micro_batch_size
         own = range(start, start + spec.micro_batch_size)
-        batch = _batch(reader, own, seq_len=seq_len, num_rows=num_rows)
+        batch = _batch(reader, own, extent)
         loss_B, tokens_B = row_losses(model, batch.to(spec.device), spec.backend)
         real = max(0, min(num_rows - start, spec.micro_batch_size))
         sums[0, start : start + real] = loss_B[:real]
@@ -139,11 +148,11 @@ def _row_sums(
     return RowSums(sums[0].tolist(), [int(count) for count in sums[1].tolist()])
 
 
-def _batch(reader: TokenReader, rows: Sequence[int], *, seq_len: int, num_rows: int) -> Batch:
+def _batch(reader: TokenReader, places: Sequence[int], extent: _Extent) -> Batch:
     packed = []
-    for index in rows:
-        row = concat_row(reader, index if index < num_rows else 0, seq_len)
-        if index >= num_rows:
+    for place in places:
+        row = concat_row(reader, extent.rows[place % len(extent.rows)], extent.seq_len)
+        if place >= len(extent.rows):
             row = PackedRow(row.input_ids, np.full_like(row.labels, IGNORE_INDEX), row.positions, row.segments)
         packed.append(row)
     return collate(packed, [0] * len(packed))
@@ -174,9 +183,9 @@ def _any_rank(stop: bool, device: torch.device | str) -> bool:
     return bool(flag.item())
 
 
-def _summarise(name: str, source: HeldOut, sums: RowSums, *, end: int) -> tuple[SourceEval, list[str]]:
-    tokens = sum(sums.tokens)
-    documents = len(source.reader.document_starts(0, end))
+def _summarise(name: str, source: HeldOut, sums: RowSums, extent: _Extent) -> tuple[SourceEval, list[str]]:
+    tokens, length = sum(sums.tokens), extent.seq_len
+    documents = sum(len(source.reader.document_starts(row * length, (row + 1) * length)) for row in extent.rows)
     bad = [row for row, loss in enumerate(sums.loss) if not math.isfinite(loss)]
     loss: float | None = None
     errors = []

@@ -97,6 +97,7 @@ def build_model(
     else:
         model, unexpected = _load(section, config, dtype)
     kernels.prepare_model(model, backend)
+    _refuse_hidden_state(model)
     names = tuple(name for name, _ in model.named_parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     report = BuildReport(
@@ -110,6 +111,36 @@ def build_model(
         dropout_switched_off=switched_off,
     )
     return LoadedModel(model.to(device), report)
+
+
+def build_from_config(
+    saved: Mapping[str, Any], section: ModelSection, needs: Needs, *, device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """A model with the whole config of an earlier one (a checkpoint's), in fp32, its weights still to be filled in.
+
+    Unlike a fresh mapping, which a person typed, its keys are not checked for typing errors: a config.json may hold
+    any.
+    """
+    from transformers import AutoConfig
+
+    device = torch.device(device)
+    backend = kernels.resolve_backend(section.attention, device=device, dtype=needs.compute_dtype or torch.float32)
+    config = AutoConfig.for_model(**saved)
+    check_fit(config, needs)
+    model = _initialise(config, seed=needs.seed, dtype=torch.float32)
+    kernels.prepare_model(model, backend)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    report = BuildReport("a checkpoint", config.model_type, backend, parameters=total, loaded_parameters=total)
+    return LoadedModel(model.to(device), report)
+
+
+def _refuse_hidden_state(model: torch.nn.Module) -> None:
+    """Checkpoints hold parameters; a family with trained state outside them would lose it at every resume."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    hidden = sorted(set(model.state_dict()) - parameters)
+    if hidden:
+        rule = f"keeps state in buffers ({_some(hidden)}), which checkpoints do not hold"
+        raise ConfigError(Problem("model", type(model).__name__, rule, "use another model family"))
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------
@@ -168,8 +199,8 @@ def _fresh_config(mapping: dict[str, Any]) -> Any:
         config = AutoConfig.for_model(family, **{key: value for key, value in mapping.items() if key != "model_type"})
     except Exception as error:  # transformers and huggingface_hub raise their own, version-dependent, validation errors
         raise ConfigError(Problem("model.fresh", mapping, f"is refused by transformers: {error}")) from error
-    heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    if kv_heads and heads % kv_heads:
+    heads, kv_heads = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    if heads and kv_heads and heads % kv_heads:
         rule = f"must divide num_attention_heads={heads}" + (
             "" if "num_key_value_heads" in mapping else "; it is the family's default"
         )

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from cpt.checkpoint.portable import STATE_KINDS, Fragment
+from cpt.train.guard import check_finite
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,23 @@ class Engine:
             self._deepspeed.step()  # only counts the micro-step
 
     def step(self, lr: float) -> float:
-        """Clip, update the weights at rate ``lr``, clear gradients; returns the gradient norm before clipping."""
+        """Clip, update the weights at rate ``lr``, clear gradients; returns the gradient norm before clipping.
+
+        Raises:
+            NonFiniteError: the norm is not finite. The weights have not moved: under ZeRO 0 the update is not tried,
+                under ZeRO 1-3 DeepSpeed skips it.
+        """
         for group in self._adamw.param_groups:
             group["lr"] = lr
         norm: Any = None
         if self.is_replicated:
-            norm = torch.nn.utils.clip_grad_norm_(list(self._names), self.spec.max_grad_norm)
+            norm = float(torch.nn.utils.clip_grad_norm_(list(self._names), self.spec.max_grad_norm))
+            check_finite([("the gradient", norm)], step=self.optimizer_steps + 1)
         self._deepspeed.step()
-        return float(norm if self.is_replicated else self._deepspeed.get_global_grad_norm())
+        if not self.is_replicated:
+            norm = float(self._deepspeed.get_global_grad_norm())
+            check_finite([("the gradient", norm)], step=self.optimizer_steps + 1)
+        return float(norm)
 
     def fragments(self) -> Iterator[Fragment]:
         """Every fragment that this rank holds; writing into the views changes the live state."""

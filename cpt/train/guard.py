@@ -2,6 +2,7 @@
 
 import math
 import signal
+import time
 from collections.abc import Iterable
 from types import FrameType
 
@@ -13,19 +14,28 @@ EXIT_STOPPED = 143  # 128 + SIGTERM: stopped on request after a complete save
 
 
 class StopFlag:
-    """Turns SIGTERM and SIGINT into a flag that loops poll; a second signal kills at once, as usual."""
+    """Turns SIGTERM and SIGINT into a flag that loops poll; a signal that comes seconds later kills at once, as usual.
+
+    Repeats within ``GRACE_SECONDS`` are one request: launchers and schedulers send several, to the job and to each
+    rank.
+    """
+
+    GRACE_SECONDS = 5.0
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._raised_at = 0.0
 
     def install(self) -> None:
         for number in STOP_SIGNALS:
             signal.signal(number, self._raise_flag)
 
     def _raise_flag(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        if self.signal_name is None:
+            self.signal_name, self._raised_at = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._raised_at > self.GRACE_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     @property
     def is_raised(self) -> bool:
@@ -41,15 +51,15 @@ class StopFlag:
         return bool(flag.item())
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the optimizer has not moved."""
+class NonFiniteError(RuntimeError):
+    """A loss or the gradient became NaN or infinite; the weights have not moved."""
 
 
-def check_finite(loss_by_source: Iterable[tuple[str, float]], *, step: int) -> None:
-    """Refuse a step whose loss, already summed over all ranks, is not finite. Called before the optimizer moves."""
-    bad = [name for name, loss in loss_by_source if not math.isfinite(loss)]
+def check_finite(values: Iterable[tuple[str, float]], *, step: int) -> None:
+    """Refuse a step with a value that is not finite. The values are the same on all ranks, and so is the decision."""
+    bad = [name for name, value in values if not math.isfinite(value)]
     if bad:
-        raise NonFiniteLossError(
-            f"step {step}: the loss of {', '.join(bad)} is not finite; the weights were not updated. "
-            "Resume from the last checkpoint with a lower train.peak_lr, or look at the rows of this step."
+        raise NonFiniteError(
+            f"step {step}: {', '.join(bad)} is not finite; the weights were not updated. Look at its rows, "
+            "or start a new run from the last complete checkpoint (model.init_from) with a lower train.peak_lr."
         )

@@ -6,7 +6,6 @@ An entry point like ``cpt.cli``: it may import what stands above its floor.
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,19 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     our bug.
     """
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    from cpt.config import load_config
+    from cpt.config import ConfigError, load_config
     from cpt.failures import explain
     from cpt.run import train
-    from cpt.runfolder import read_run_config
+    from cpt.runfolder import check_changeable, read_run_config
 
     try:
         if options.resume:
+            check_changeable(options.overrides)
             return train(read_run_config(options.resume, options.overrides), resume=True)
         return train(load_config(options.config, options.overrides))
     except Exception as error:
         code, message = explain(error)
-        if os.environ.get("RANK", "0") == "0" or code in (1, 3):  # what the user can fix is the same on every rank
-            print(message or traceback.format_exc(), file=sys.stderr, flush=True)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not isinstance(error, ConfigError):  # a config is the same on every rank, a bad row is not
+            print(message if rank == "0" else f"rank {rank}: {message}", file=sys.stderr, flush=True)
         return code
 
 

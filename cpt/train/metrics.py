@@ -6,6 +6,7 @@ A window's loss is the sum over all its counted tokens divided by their number; 
 
 import json
 import math
+import re
 import resource
 import sys
 import time
@@ -46,8 +47,11 @@ class JsonlSink:
             self._file.write("\n")  # the last run died inside a line: do not glue two records together
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(_json_safe(record)) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(_json_safe(record)) + "\n")
+            self._file.flush()
+        except OSError as error:  # a full disk must not end a run over its diary
+            print(f"WARNING: the metrics of step {record['step']} are lost: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._file.close()
@@ -87,9 +91,14 @@ class WandbSink:
         import wandb
 
         settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
-        self._run = wandb.init(
-            project="cpt", name=name, dir=str(folder), mode=mode, config=dict(config), settings=settings
-        )
+        try:
+            self._run = wandb.init(
+                project="cpt", name=name, dir=str(folder), mode=mode, config=dict(config), settings=settings
+            )
+        except wandb.errors.Error as error:
+            raise RuntimeError(
+                f"wandb does not start ({error}); log in, or set log.wandb=offline or disabled"
+            ) from None
 
     def write(self, record: Record) -> None:
         flat = {f"{k}/{n}": x for k, v in record.items() if isinstance(v, Mapping) for n, x in v.items()}
@@ -175,7 +184,8 @@ def device_peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+    words = re.split(r"[^A-Za-z0-9]+", name)  # "NVIDIA A100-SXM4-80GB"; an L40 is no L4
+    return next((PEAK_FLOPS[word] for word in words if word in PEAK_FLOPS), None)
 
 
 def _numbers(record: Record) -> str:

@@ -48,7 +48,7 @@ class Trainer:
         """Train until the plan ends or all ranks agree to stop; returns the last step's record.
 
         Raises:
-            NonFiniteLossError: before the optimizer has used such a loss.
+            NonFiniteError: before the optimizer has used such a loss or gradient.
         """
         info = StepInfo.before_training(first_step, tokens_seen=first_step * self.job.tokens_per_step)
         if first_step == 0:
@@ -78,7 +78,7 @@ class Trainer:
         if topology.world_size > 1:
             dist.all_reduce(sums)
         totals, counts = sums.tolist()
-        check_finite(zip(names, totals, strict=True), step=done + 1)
+        check_finite([(f"the loss of {name}", total) for name, total in zip(names, totals, strict=True)], step=done + 1)
         lr = self.job.lr_at(done + 1)
         grad_norm = self.engine.step(lr)
         return StepInfo(

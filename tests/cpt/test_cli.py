@@ -206,7 +206,14 @@ def test_a_finished_run_resumes_to_nothing(own: Workshop) -> None:
 
 def test_a_resume_that_would_change_the_data_is_refused(own: Workshop) -> None:
     done = own.cpt("resume", own.run_dir("run"), "replay.share_general=0.5")
-    assert done.code == 2 and "plan.json" in done.err and "init_from" in done.err
+    assert done.code == 2 and "replay.share_general" in done.err and "init_from" in done.err
+
+
+def test_a_run_whose_store_was_replaced_is_not_resumed_on_other_data(shop: Workshop) -> None:
+    assert shop.cpt("train", shop.run_file("run", {"train.tokens": 512})).code == 0
+    shop.store("code", domain="code", train=[[1, 2, 3] * 300], heldout=[[1, 2, 3]])
+    done = shop.cpt("resume", shop.run_dir("run"))
+    assert done.code == 2 and "plan.json" in done.err and "put the stores back" in done.err
 
 
 @pytest.mark.parametrize("verb", ["eval", "export"])
@@ -228,7 +235,7 @@ def test_a_checkpoint_taken_out_of_its_run_is_refused_with_where_it_belongs(own:
 
 def test_eval_measures_a_checkpoint_against_step_0_as_table_or_json(own: Workshop) -> None:
     path = own.run_dir("run") / "checkpoints/step_00000004"
-    facts = json.loads(own.cpt("eval", path, "--json").out)
+    (facts,) = json.loads(own.cpt("eval", path, "--json").out)
     assert facts["step"] == 4 and set(facts["sources"]) == {"prose", "code"}
     base = own.evaluation("run", 0)["sources"]["code"]["loss"]
     assert facts["sources"]["code"]["change"] == pytest.approx(facts["sources"]["code"]["loss"] - base)

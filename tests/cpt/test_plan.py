@@ -101,9 +101,11 @@ def test_sources_of_a_group_are_mixed_by_tokens_unless_weighted() -> None:
     assert plan.stages[0].block_counts == (200, 400, 400)
 
 
-def test_stage_tokens_are_rounded_to_whole_steps() -> None:
-    plan, _ = plan_of([WEB], [StageWish(1, 1.0), StageWish(1049, 1.0), StageWish(1051, 1.0)])
-    assert [stage.num_rows for stage in plan.stages] == [10, 100, 110]
+def test_stages_end_at_whole_steps_of_the_tokens_so_far_and_never_exceed_the_budget() -> None:
+    plan, _ = plan_of([WEB], [StageWish(160, 1.0), StageWish(160, 1.0), StageWish(160, 1.0)])
+    assert [stage.num_rows for stage in plan.stages] == [10, 20, 10]  # steps of 100 tokens: borders at 1, 3 and 4
+    plan, _ = plan_of([WEB], [StageWish(199, 1.0)])
+    assert plan.num_steps == 1
 
 
 def test_the_worked_example_caps_the_small_source_and_says_so() -> None:

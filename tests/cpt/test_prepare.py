@@ -47,8 +47,9 @@ def test_without_a_general_store_nothing_is_replayed_and_without_a_domain_everyt
 
 def test_continuing_a_model_without_replay_is_warned_of(shop: Workshop) -> None:
     fields = {"model.fresh": None, "model.init_from": "somewhere", "replay.share_general": 0.0}
-    (warning,) = prepared(shop, fields=fields).warnings
-    assert "replay.share_general" in warning and "forget" in warning
+    forgets, unknown = prepared(shop, fields=fields).warnings
+    assert "replay.share_general" in forgets and "forget" in forgets
+    assert "model.tokenizer" in unknown and "not compared" in unknown
 
 
 def test_missing_stores_are_all_named_with_the_field_and_the_path(shop: Workshop) -> None:

@@ -5,6 +5,7 @@ The order is that of arXiv 2403.08763: the more replay, the lower the old loss, 
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,13 +67,13 @@ def final_losses(shop: Workshop, name: str, step: int) -> dict[str, float]:
 
 def test_the_old_loss_falls_strictly_with_the_share_replayed(outcomes: dict[float, dict[str, float]]) -> None:
     old = [outcomes[share]["old"] for share in SHARES]
-    assert all(less > more + 0.01 for less, more in zip(old, old[1:], strict=False)), old
+    assert all(less > more + 0.01 for less, more in pairwise(old)), old
     assert old[0] > outcomes[-1.0]["old"] + 0.3  # without replay it forgets
 
 
 def test_the_new_loss_rises_with_the_share_replayed_but_little(outcomes: dict[float, dict[str, float]]) -> None:
     new = [outcomes[share]["new"] for share in SHARES]
-    assert all(less < more + 0.005 for less, more in zip(new, new[1:], strict=False)), new
+    assert all(less < more + 0.005 for less, more in pairwise(new)), new
     gain = outcomes[-1.0]["new"] - new[0]
     assert gain > 0.5
     assert new[2] - new[0] < 0.25 * gain  # a quarter of replay costs a part of the gain

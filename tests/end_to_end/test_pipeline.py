@@ -122,14 +122,16 @@ def test_both_sides_are_evaluated_before_and_after(shop: Workshop) -> None:
 
 
 def test_cpt_eval_of_the_last_checkpoint_is_the_evaluation_made_in_training(shop: Workshop) -> None:
-    told = json.loads((shop.root / "eval.txt").read_text())
+    (told,) = json.loads((shop.root / "eval.txt").read_text())
     trained = read_evaluation(shop.root / "evals_in_training", STEPS)
     base = read_evaluation(shop.root / "evals_in_training", 0)
     for name, source in trained["sources"].items():
         for key in ("loss", "bpb", "ppl"):
             assert told["sources"][name][key] == pytest.approx(source[key], rel=1e-6)
         assert told["sources"][name]["tokens"] == source["tokens"]
-        assert told["sources"][name]["change"] == pytest.approx(source["loss"] - base["sources"][name]["loss"], abs=1e-5)
+        assert told["sources"][name]["change"] == pytest.approx(
+            source["loss"] - base["sources"][name]["loss"], abs=1e-5
+        )
 
 
 def test_the_report_leads_with_the_gain_and_shows_planned_and_realised_shares(shop: Workshop) -> None:

@@ -64,7 +64,12 @@ def test_sigterm_saves_and_ends_with_143_and_the_resumed_run_is_bit_identical(sh
     last = shop.records("stopped")[-1]["step"]
     assert last < STEPS - 5 and newest_complete(shop.run_dir("stopped")) == last
     assert f"cpt resume {shop.run_dir('stopped')}" in out
-    assert shop.events("stopped")[-1] | {"time": 0} == {"time": 0, "step": last, "event": "sigterm", "signal": "SIGTERM"}
+    assert shop.events("stopped")[-1] | {"time": 0} == {
+        "time": 0,
+        "step": last,
+        "event": "sigterm",
+        "signal": "SIGTERM",
+    }
     done = shop.cpt("resume", shop.run_dir("stopped"))
     assert done.code == 0 and f"resumes after step {last} of {STEPS}" in done.out
     assert [record["step"] for record in shop.records("stopped")] == list(range(1, STEPS + 1))
@@ -86,7 +91,9 @@ def test_after_sigkill_the_run_goes_on_from_the_last_checkpoint_bit_identical(sh
     assert all(record["loss"] == whole[record["step"]] for record in shop.records("killed"))  # repeated steps too
 
 
-def test_two_ranks_stop_together_at_sigterm_to_the_parent_and_one_rank_goes_on_with_their_losses(shop: Workshop) -> None:
+def test_two_ranks_stop_together_at_sigterm_to_the_parent_and_one_rank_goes_on_with_their_losses(
+    shop: Workshop,
+) -> None:
     process = shop.start("train", shop.run_file("two", FIELDS), "--nproc", "2")
     shop.wait_for_step("two", 6, process)
     process.send_signal(signal.SIGTERM)
@@ -157,7 +164,9 @@ def test_a_checkpoint_cut_short_is_skipped_with_a_word_and_the_one_before_is_use
         (checkpoint / "COMPLETE").unlink()
     done = shop.cpt("resume", folder)
     assert done.code == 0, done.text
-    assert "checkpoint skipped" in done.out and "step_00000024" in done.out and "resumes after step 16 of 24" in done.out
+    assert (
+        "checkpoint skipped" in done.out and "step_00000024" in done.out and "resumes after step 16 of 24" in done.out
+    )
     repeated = [record for record in shop.records(folder.name)][STEPS:]
     assert [record["step"] for record in repeated] == list(range(17, 25))
     assert all(record["loss"] == shop.losses("whole")[record["step"]] for record in repeated)

@@ -16,7 +16,7 @@ def checkpoints(root: Path, complete: set[int], incomplete: set[int]) -> Path:
         (root / step_name(step)).mkdir(parents=True)
         (root / step_name(step) / "shard").write_text("x")
         if step in complete:
-            (root / step_name(step) / COMPLETE).write_text("{}")
+            (root / step_name(step) / COMPLETE).write_text('{"shard": 1}')
     return root
 
 
@@ -38,6 +38,13 @@ def test_the_newest_complete_checkpoint_and_any_save_in_progress_survive(
     assert left & complete == set(sorted(complete)[-keep_last:])
     newest = max(complete, default=-1)
     assert left - complete == {step for step in incomplete - complete if step > newest}
+
+
+def test_a_damaged_checkpoint_that_claims_to_be_complete_pushes_out_no_usable_one(tmp_path: Path) -> None:
+    checkpoints(tmp_path, {400, 450, 500}, set())
+    (tmp_path / step_name(500) / "shard").write_text("")  # shorter than its marker promises
+    prune(tmp_path, keep_last=1)
+    assert steps_left(tmp_path) == {450, 500}
 
 
 def test_with_nothing_complete_nothing_is_deleted(tmp_path: Path) -> None:

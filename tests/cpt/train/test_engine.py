@@ -21,6 +21,7 @@ from cpt.train.engine import (
     start_process_group,
     stop_process_group,
 )
+from cpt.train.guard import NonFiniteError
 from cpt.train.optim import build_adamw
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -310,3 +311,14 @@ def test_extra_keys_are_merged_deeply_and_win() -> None:
     config = deepspeed_config(given, world_size=1)
     assert config["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 5} and config["gradient_clipping"] == 0.5
     assert given.extra["zero_optimization"] == {"reduce_bucket_size": 5}  # the user's own mapping is left alone
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_is_refused_and_the_weights_stay(topology: Topology, stage: int) -> None:
+    engine = build(topology, stage)
+    before = {fragment.name: fragment.state["param"].clone() for fragment in engine.fragments()}
+    engine.backward(engine.model(input_ids=rows(0), use_cache=False).logits.sum() * float("inf"))
+    with pytest.raises(NonFiniteError, match=r"step 1: the gradient is not finite; the weights were not updated"):
+        engine.step(1e-2)
+    for fragment in engine.fragments():
+        assert torch.equal(fragment.state["param"], before[fragment.name])
