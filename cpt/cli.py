@@ -232,5 +232,16 @@ def main() -> None:
         sys.exit(code)
 
 
+def console() -> None:
+    """What the ``cpt`` command calls: ``main``, then out without the interpreter's shutdown (see ``leave``)."""
+    from cpt.failures import leave
+
+    try:
+        main()
+    except SystemExit as ended:
+        leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    leave(0)
+
+
 if __name__ == "__main__":
-    main()
+    console()

@@ -51,4 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from cpt.failures import leave
+
+    leave(main())
