@@ -11,9 +11,9 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import psutil
 from cpt.report.render import report_data
 
 RESULT = Path(__file__).parent / "results" / "quickstart.json"
+FOLDER = Path("runs/benchmark_quickstart")
 
 
 def resident_bytes(pid: int) -> int:
@@ -45,25 +46,18 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "cpt.cli",
-            "quickstart",
-            "--out",
-            folder,
-            *(["--fast"] if options.fast else []),
-        ]
-        started, peak = time.perf_counter(), 0
-        process = subprocess.Popen(command)
-        while process.poll() is None:
-            peak = max(peak, resident_bytes(process.pid))
-            time.sleep(0.1)
-        seconds = time.perf_counter() - started
-        if process.returncode != 0:
-            sys.exit(f"cpt quickstart ended with exit code {process.returncode}")
-        runs = report_data([Path(folder) / "runs" / name for name in ("no_replay", "replay", "from_scratch")])
+    shutil.rmtree(FOLDER, ignore_errors=True)  # from nothing; left behind for a look at the report
+    size = ["--fast"] if options.fast else []
+    command = [sys.executable, "-m", "cpt.cli", "quickstart", "--out", str(FOLDER), *size]
+    started, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        peak = max(peak, resident_bytes(process.pid))
+        time.sleep(0.1)
+    seconds = time.perf_counter() - started
+    if process.returncode != 0:
+        sys.exit(f"cpt quickstart ended with exit code {process.returncode}")
+    runs = report_data([FOLDER / "runs" / name for name in ("no_replay", "replay", "from_scratch")])
     replay = next(run for run in runs["runs"] if run["name"] == "replay")
     reference = next(run for run in runs["runs"] if run["name"] == "no_replay")
     result = {

@@ -36,7 +36,7 @@ from cpt.train.trainer import Job, Trainer
 
 RESULT = Path(__file__).parent / "results" / "step_overhead.json"
 # name -> hidden size, layers, row length, rows per step
-SIZES = {"1M (quickstart)": (128, 4, 256, 16), "12M": (320, 8, 512, 8)}
+SIZES = {"1M (quickstart)": (128, 4, 256, 4), "12M": (320, 8, 512, 2)}
 GPU_SIZES = {"1M (quickstart)": (128, 4, 256, 64), "300M": (1024, 16, 2048, 16)}
 VOCAB_SIZE, LR = 4096, 1e-4
 

@@ -49,7 +49,7 @@ class Scale:
 
 
 FULL = Scale(
-    hidden_size=128, num_layers=4, seq_len=256, base_tokens=900_000, continued_tokens=300_000, heldout_tokens=16_384
+    hidden_size=128, num_layers=4, seq_len=256, base_tokens=750_000, continued_tokens=250_000, heldout_tokens=16_384
 )
 FAST = Scale(
     hidden_size=64, num_layers=2, seq_len=128, base_tokens=300_000, continued_tokens=150_000, heldout_tokens=4_096

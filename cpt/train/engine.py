@@ -74,6 +74,9 @@ def start_process_group() -> Topology:
 def stop_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+    from deepspeed.utils import groups
+
+    groups._WORLD_GROUP = None  # it keeps the destroyed group, and a second run in this process would be handed it
 
 
 def _free_port() -> int:
