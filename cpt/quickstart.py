@@ -45,14 +45,20 @@ class Scale:
     continued_tokens: int
     heldout_tokens: int
     global_batch_tokens: int = 4096
-    micro_batch_size: int = 4  # with larger ones the logits are too big for malloc to keep between steps
+    micro_batch_size: int = 4  # of 256 tokens; with more the logits are too big for malloc to keep
 
 
 FULL = Scale(
     hidden_size=128, num_layers=4, seq_len=256, base_tokens=750_000, continued_tokens=250_000, heldout_tokens=16_384
 )
 FAST = Scale(
-    hidden_size=64, num_layers=2, seq_len=128, base_tokens=300_000, continued_tokens=150_000, heldout_tokens=4_096
+    hidden_size=64,
+    num_layers=2,
+    seq_len=128,
+    base_tokens=300_000,
+    continued_tokens=150_000,
+    heldout_tokens=4_096,
+    micro_batch_size=8,
 )
 
 # name -> share of general data, or None for "a new model, on the domain alone"
@@ -156,7 +162,7 @@ def run_config(job: Quickstart, name: str) -> RunConfig:
         },
         # Forgetting is fastest at the start, so that is where evaluations are dense.
         "eval": {
-            "at_steps": sorted({steps // 16, steps // 8, steps // 4, steps // 2, 3 * steps // 4} - {0}),
+            "at_steps": [] if name == "base" else sorted({steps * part // 16 for part in (1, 2, 4, 8, 12)} - {0}),
             "tokens_per_source": scale.heldout_tokens,
         },
         "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
