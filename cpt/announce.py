@@ -23,6 +23,7 @@ from cpt.model.build import LoadedModel
 from cpt.prepare import Prepared, plan_facts, render_plan
 from cpt.train.engine import Topology
 
+SAME_SIZE = 1.5  # a model larger or smaller by more than this factor is another model than the recommendation's
 PACKAGES = ("cpt", "torch", "deepspeed", "transformers", "numpy")
 
 
@@ -38,9 +39,22 @@ def announce(prepared: Prepared, loaded: LoadedModel, topology: Topology) -> Non
     """Print the plan, the model and its cost."""
     console = Console(soft_wrap=True, highlight=False)
     console.print(render_plan(plan_facts(prepared)))
+    for warning in size_warnings(prepared, loaded):
+        console.print(warning)
     console.print(loaded.report.render())
     cost = cost_of(prepared, loaded, topology)
     console.print(size.render_size(loaded.report.parameters, cost.flops_per_token, cost.memory))
+
+
+def size_warnings(prepared: Prepared, loaded: LoadedModel) -> list[str]:
+    """A recommendation holds for the size it was asked for; the laws were not asked about this one."""
+    recommendation, parameters = prepared.recommendation, loaded.report.parameters
+    if recommendation is None or 1 / SAME_SIZE <= parameters / recommendation.params <= SAME_SIZE:
+        return []
+    return [
+        f"the recommendation is for {recommendation.params:,.0f} parameters, this model has {parameters:,}: its share "
+        f"and its promised losses are for another model; ask again with cpt plan recommend --params {parameters}"
+    ]
 
 
 def announce_resume(prepared: Prepared, step: int, skipped: Sequence[str]) -> None:

@@ -5,19 +5,24 @@ Imports no torch, so ``cpt train --dry-run`` works on a login node. Every proble
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from cpt.config import DEFAULT_REPLAY_SHARE, ConfigError, Problem, RunConfig
+from cpt.config import DEFAULT_REPLAY_SHARE, ConfigError, Problem, RunConfig, StageSection
 from cpt.data.packing import concat_num_rows
 from cpt.data.token_store import TokenStore
 from cpt.plan import Group, Plan, PlanSource, StageWish, build_plan
-from cpt.rundir import DataError
+from cpt.planner.show import frozen_facts, frozen_table, in_words, recommendation_facts
+from cpt.recommendation import Recommendation, read_recommendation
+from cpt.rundir import DataError, RunDir
 from data_tools.encoders import tokenizer_fingerprint
+
+SAME_RATE = 2.0  # peak rates that differ by more than this factor are not the pilots' any more
+SAME_SHARE = 0.005
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Prepared:
     warnings: tuple[str, ...]
     train_stores: Mapping[str, TokenStore]
     heldout_stores: Mapping[str, TokenStore]
+    recommendation: Recommendation | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -51,7 +57,9 @@ def prepare(config: RunConfig) -> Prepared:
         plan, warnings = _build_plan(config, train)
     except DataError as error:
         raise ConfigError(Problem("data", None, str(error))) from None
-    return Prepared(config, plan, tuple(warnings), train, heldout)
+    recommendation, doubts = _find_recommendation(config)
+    warnings += doubts + _label_warnings(config, recommendation, plan.sources)
+    return Prepared(config, plan, tuple(warnings), train, heldout, recommendation)
 
 
 def check_world(config: RunConfig, world_size: int) -> None:
@@ -138,7 +146,7 @@ def _build_plan(config: RunConfig, stores: Mapping[str, TokenStore]) -> tuple[Pl
     ]
     plan, warnings = build_plan(
         sources,
-        _wishes(config, {source.group for source in sources}),
+        _wishes(config, sources),
         seed=config.run.seed,
         seq_len=seq_len,
         global_batch_rows=config.global_batch_rows,
@@ -152,55 +160,88 @@ def _build_plan(config: RunConfig, stores: Mapping[str, TokenStore]) -> tuple[Pl
     return plan, warnings
 
 
-def _wishes(config: RunConfig, groups: set[Group]) -> list[StageWish]:
+def _wishes(config: RunConfig, sources: Sequence[PlanSource]) -> list[StageWish]:
     if config.data.stages:
         return [
-            StageWish(stage.tokens, stage.share_general, dict(stage.weights or config.data.weights))
+            StageWish(stage.tokens, _share_general(stage, sources), dict(stage.weights or config.data.weights))
             for stage in config.data.stages
         ]
-    share = config.replay.share_general
+    share, groups = config.replay.share_general, {source.group for source in sources}
     if share is None:
         share = DEFAULT_REPLAY_SHARE if len(groups) == 2 else float("general" in groups)
     return [StageWish(config.train.tokens, share, dict(config.data.weights))]
 
 
+def _share_general(stage: StageSection, sources: Sequence[PlanSource]) -> float:
+    """As stated; else the weights are shares of the whole stage, and the stores' labels say which are general."""
+    if stage.share_general is not None:
+        return stage.share_general
+    general = sum(stage.weights[source.name] for source in sources if source.group == "general")
+    total = sum(stage.weights.values())
+    if total == 0:
+        raise DataError("every weight of a stage is 0; without share_general they are its shares by source")
+    return general / total
+
+
+def _find_recommendation(config: RunConfig) -> tuple[Recommendation | None, list[str]]:
+    """The recommendation that the config follows: the run folder's copy, or where it was read from before there is one.
+
+    Its fingerprint decides, so nothing else is ever taken for it. Its stages are in the config already: a run goes on
+    without the file, only its promises are then unknown.
+    """
+    if config.plan is None:
+        return None, []
+    assert config.plan.fingerprint, "a run file with a plan is read by load_config, which follows it"
+    for path in (RunDir(config.run_dir).recommendation, config.plan.path):
+        try:
+            found = read_recommendation(path)
+        except DataError:
+            continue
+        if found.fingerprint == config.plan.fingerprint:
+            return found, _recommendation_warnings(config, found)
+    lost = f"recommendation {config.plan.fingerprint}, which this run follows, is neither in its folder nor at"
+    return None, [f"{lost} {config.plan.path}: the report cannot compare promised and measured losses"]
+
+
+def _recommendation_warnings(config: RunConfig, found: Recommendation) -> list[str]:
+    rate = config.train.peak_lr
+    if found.lr is None or 1 / SAME_RATE <= rate / found.lr <= SAME_RATE:
+        return []
+    return [
+        f"train.peak_lr is {rate:g}, the recommendation's pilots had {found.lr:g}: what is forgotten and learned "
+        "depends on the rate, so its share and promised losses may not hold"
+    ]
+
+
+def _label_warnings(config: RunConfig, found: Recommendation | None, sources: Sequence[PlanSource]) -> list[str]:
+    """Where stages are stated by weights: does the recommendation count the same stores as general?"""
+    if found is None or found.share_general is None or not any(stage.weights for stage in found.stages):
+        return []
+    general = sum(stage.tokens * _share_general(stage, sources) for stage in config.data.stages) / config.train.tokens
+    if abs(found.share_general - general) <= SAME_SHARE:
+        return []
+    labelled = ", ".join(source.name for source in sources if source.group == "general") or "none"
+    return [
+        f"the recommendation counts {found.share_general:.1%} of the tokens as general, "
+        f"the stores' labels {general:.1%} (labelled general: {labelled})"
+    ]
+
+
 def plan_facts(prepared: Prepared) -> dict[str, Any]:
     """What the plan promises, for --json and the banner: tokens, shares and epochs per source and stage."""
-    plan = prepared.plan
-    return {
-        "fingerprint": plan.fingerprint,
-        "steps": plan.num_steps,
-        "tokens": plan.num_rows * plan.seq_len,
-        "seq_len": plan.seq_len,
-        "share_general": plan.share_general(),
-        "share_domain": plan.share_domain(),
-        "sources": [
-            {
-                "name": source.name,
-                "group": source.group,
-                "tokens_available": source.num_tokens,
-                "tokens_planned": plan.tokens_by_source()[source.name],
-                "epochs": plan.epochs_by_source()[source.name],
-                "shares": [plan.shares(stage)[source.name] for stage in range(len(plan.stages))],
-            }
-            for source in plan.sources
-        ],
-        "warnings": list(prepared.warnings),
-    }
+    section, found = prepared.config.plan, prepared.recommendation
+    follows = {**recommendation_facts(found), "replaced": section.replaced} if section and found else None
+    return {**frozen_facts(prepared.plan), "recommendation": follows, "warnings": list(prepared.warnings)}
 
 
 def render_plan(facts: Mapping[str, Any]) -> Table:
-    """The banner's table: which source gives how much."""
-    title = f"plan {facts['fingerprint']}: {facts['steps']:,} steps, {facts['tokens']:,} tokens"
-    table = Table(
-        title=title, title_justify="left", caption="\n".join(facts["warnings"]) or None, caption_justify="left"
-    )
-    for column in ("source", "group"):
-        table.add_column(column)
-    for column in ("available", "planned", "share", "epochs"):
-        table.add_column(column, justify="right")
-    for source in facts["sources"]:
-        shares = " → ".join(f"{share:.1%}" for share in source["shares"])
-        available, planned = f"{source['tokens_available']:,}", f"{source['tokens_planned']:,}"
-        table.add_row(source["name"], source["group"], available, planned, shares, f"{source['epochs']:.2f}")
-    return table
+    """The banner's table: which source gives how much, and on whose advice."""
+    follows = facts["recommendation"]
+    if not follows:
+        return frozen_table(facts)
+    shown = {
+        name: f"({len(value)})" if isinstance(value, list) else value for name, value in follows["replaced"].items()
+    }
+    said = ", ".join(f"{name} {value}" for name, value in shown.items())
+    advice = f"follows recommendation {in_words(follows)}" + (f"; the run file said {said}" if said else "")
+    return frozen_table({**facts, "warnings": [advice, *facts["warnings"]]})

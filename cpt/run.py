@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cpt.announce import announce, announce_resume, cost_of, environment, model_config
+from cpt.announce import announce, announce_resume, cost_of, environment, model_config, size_warnings
 from cpt.checkpoint.portable import Checkpoint, CheckpointMeta, is_usable, latest_complete
 from cpt.checkpoint.prune import prune
 from cpt.checkpoint.save import save_checkpoint
@@ -124,7 +124,9 @@ def _build(prepared: Prepared, topology: Topology, stop: StopFlag, *, resume: bo
         announce(prepared, loaded, topology)
         if resume:
             announce_resume(prepared, first_step, skipped)
-    details = {"world_size": topology.world_size, "warnings": prepared.warnings, "skipped_checkpoints": skipped}
+    warnings = (*prepared.warnings, *size_warnings(prepared, loaded))
+    details = {"world_size": topology.world_size, "warnings": warnings, "skipped_checkpoints": skipped}
+    details["recommendation"] = config.plan.fingerprint if config.plan else None
     if resume:
         details["changed"] = changed_fields(rundir, config)
     run.event("resume" if resume else "start", first_step, **details)

@@ -44,6 +44,7 @@ class RunDir:
         self.root = root
         self.config = root / "config.yaml"
         self.plan = root / "plan.json"
+        self.recommendation = root / "recommendation.json"
         self.environment = root / "environment.json"
         self.metrics = root / "metrics.jsonl"
         self.events = root / "events.jsonl"

@@ -12,6 +12,7 @@ import yaml
 from cpt.config import ConfigError, Problem, RunConfig, apply_override, to_yaml, validate
 from cpt.plan import Plan, read_plan, write_plan
 from cpt.prepare import Prepared
+from cpt.recommendation import write_recommendation
 from cpt.rundir import DataError, RunDir, write_atomic
 
 # What may differ when a run goes on: where and how it computes and what it tells, never what it computes.
@@ -82,6 +83,8 @@ def settle(rundir: RunDir, prepared: Prepared) -> None:
     for folder in (rundir.checkpoints, rundir.evals):
         folder.mkdir(exist_ok=True)
     write_plan(rundir.plan, prepared.plan)
+    if prepared.recommendation:
+        write_recommendation(rundir.recommendation, prepared.recommendation)
     write_atomic(rundir.config, to_yaml(prepared.config))
 
 
@@ -98,8 +101,8 @@ def changed_fields(rundir: RunDir, config: RunConfig) -> list[str]:
     return sorted(
         f"{section}.{field}"
         for section in new
-        for field in new[section]
-        if old.get(section, {}).get(field) != new[section][field]
+        for field in (new[section] or {})  # plan, a section of its own, is null for a run without a recommendation
+        if (old.get(section) or {}).get(field) != new[section][field]
     )
 
 

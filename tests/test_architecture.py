@@ -17,7 +17,10 @@ PACKAGES = ("cpt", "data_tools", "launch")
 
 # From the ground. An entry stands for everything below it; the longest one counts.
 FLOORS = (
-    ("cpt.rundir", "cpt.config", "cpt.problems", "cpt.schedule_fields", "cpt.plan", "cpt.json_fields", "cpt.quotas"),
+    (
+        *("cpt.rundir", "cpt.config", "cpt.run_fields", "cpt.run_rules", "cpt.problems", "cpt.schedule_fields"),
+        *("cpt.follow", "cpt.recommendation", "cpt.plan", "cpt.json_fields", "cpt.quotas"),
+    ),
     ("cpt.data", "cpt.checkpoint", "cpt.report", "launch"),
     ("cpt.model", "cpt.train", "data_tools"),
     ("cpt.planner", "cpt.eval"),
@@ -25,7 +28,7 @@ FLOORS = (
     ("cpt.runfolder", "cpt.announce"),
     ("cpt.run",),
     ("cpt.offline",),  # verbs on finished runs: they take a run's objects without its loop
-    ("cpt.quickstart",),
+    ("cpt.quickstart", "cpt.plan_cli"),
     # The two entry points. cpt.train.main lies in train/ because `deepspeed --module` names it, yet starts a whole run.
     ("cpt.cli", "cpt.train.main"),
 )
@@ -33,6 +36,18 @@ FLOORS = (
 NEIGHBOURS = {
     ("cpt.config", "cpt.problems"),
     ("cpt.config", "cpt.schedule_fields"),
+    ("cpt.config", "cpt.run_fields"),
+    ("cpt.config", "cpt.run_rules"),
+    ("cpt.config", "cpt.follow"),
+    ("cpt.run_fields", "cpt.schedule_fields"),
+    ("cpt.run_rules", "cpt.run_fields"),
+    ("cpt.run_rules", "cpt.problems"),
+    ("cpt.follow", "cpt.problems"),
+    ("cpt.follow", "cpt.recommendation"),
+    ("cpt.follow", "cpt.rundir"),
+    ("cpt.follow", "cpt.schedule_fields"),
+    ("cpt.recommendation", "cpt.json_fields"),
+    ("cpt.recommendation", "cpt.rundir"),
     ("cpt.plan", "cpt.json_fields"),
     ("cpt.plan", "cpt.quotas"),
     ("cpt.plan", "cpt.rundir"),
@@ -51,6 +66,7 @@ TORCH_FREE = (
     "cpt.planner",
     "cpt.prepare",
     "cpt.problems",
+    "cpt.recommendation",
     "cpt.report",
     "cpt.rundir",
     "cpt.schedule_fields",
@@ -298,21 +314,23 @@ def attributes_read(path: Path) -> set[tuple[str, str]]:
 def config_fields() -> list[tuple[str, str]]:
     from pydantic import BaseModel
 
-    from cpt import config, schedule_fields
+    from cpt import run_fields, schedule_fields
 
     sections = [
         kind
-        for module in (config, schedule_fields)
+        for module in (run_fields, schedule_fields)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.__module__ == module.__name__
     ]
-    return [(kind.__name__, field) for kind in sections for field in kind.model_fields if kind is not config.RunConfig]
+    return [
+        (kind.__name__, field) for kind in sections for field in kind.model_fields if kind is not run_fields.RunConfig
+    ]
 
 
 def test_every_config_field_is_read_somewhere() -> None:
     """Outside the file that declares it; a section's own derived values (``run_dir``) count as the rest of the code."""
-    properties = re.findall(r"self\.(\w+)\.(\w+)", MODULES["cpt.config"].read_text())
-    elsewhere = [path for name, path in MODULES.items() if name not in ("cpt.config", "cpt.schedule_fields")]
+    properties = re.findall(r"self\.(\w+)\.(\w+)", MODULES["cpt.run_fields"].read_text())
+    elsewhere = [path for name, path in MODULES.items() if name not in ("cpt.run_fields", "cpt.schedule_fields")]
     read = set().union(*(attributes_read(path) for path in elsewhere), properties)
     section_names = {"Section", "BaseModel"}
     unread = []

@@ -25,6 +25,7 @@ import yaml
 from numpy.typing import NDArray
 
 from cpt.plan import Group, Plan, read_plan
+from cpt.recommendation import Recommendation, read_recommendation
 from cpt.report.reading import Record, count, number, parse_object, read_lines, read_object
 from cpt.rundir import DataError, RunDir, step_of
 
@@ -91,13 +92,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the report knows about one run; ``plan`` is None where plan.json is missing or unreadable."""
+    """Everything the report knows about one run; ``plan`` is None where plan.json is missing or unreadable,
+    ``recommendation`` also for a run that follows none."""
 
     root: Path
     name: str
     config: Mapping[str, Any]
     config_text: str
     plan: Plan | None
+    recommendation: Recommendation | None
     environment: Mapping[str, Any]
     metrics: Metrics
     events: tuple[Event, ...]
@@ -175,6 +178,7 @@ def collect_run(root: Path) -> Run:
         config=config,
         config_text=config_text,
         plan=plan,
+        recommendation=_read_recommendation(paths.recommendation, setting(config, "plan.fingerprint"), warnings),
         environment=read_object(paths.environment, warnings),
         metrics=metrics,
         events=events,
@@ -229,6 +233,23 @@ def _read_plan(path: Path, warnings: list[str]) -> Plan | None:
     except (ValueError, KeyError, TypeError) as error:
         warnings.append(f"plan.json cannot be read ({error}): planned shares, stages and caps are unknown.")
         return None
+
+
+def _read_recommendation(path: Path, followed: object, warnings: list[str]) -> Recommendation | None:
+    """``followed``: the fingerprint that the config names. A file added by hand to a run without one counts."""
+    if not path.exists():
+        if followed:
+            warnings.append(f"{path.name} is missing, though the run follows {followed}: promised losses are unknown.")
+        return None
+    try:
+        found = read_recommendation(path)
+    except DataError as error:
+        warnings.append(f"{path.name} cannot be read ({error}): promised losses are unknown.")
+        return None
+    if followed in (None, found.fingerprint):
+        return found
+    warnings.append(f"{path.name} is {found.fingerprint}, but the run follows {followed}: it was left out.")
+    return None
 
 
 def _to_metrics(lines: Sequence[Record], warnings: list[str]) -> Metrics:

@@ -145,11 +145,27 @@ def short(text: str) -> str:
 def blank(x_label: str, y_label: str, *, height: float = HEIGHT, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
     axes = figure.add_subplot()
+    _dress(axes, x_label, y_label, grid)
+    figure.patch.set_visible(False)
+    return figure, axes
+
+
+def stacked(x_label: str, y_labels: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Panels under one another over one horizontal axis, named under the lowest."""
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT * 0.75 * len(y_labels) / 72), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(len(y_labels), sharex=True, squeeze=False)[:, 0])
+    for axes, y_label in zip(panels, y_labels, strict=True):
+        _dress(axes, x_label, y_label, "y")
+        axes.label_outer()
+    figure.patch.set_visible(False)
+    return figure, panels
+
+
+def _dress(axes: Axes, x_label: str, y_label: str, grid: Literal["x", "y"]) -> None:
     axes.set_xlabel(x_label, color=ink("soft"), fontsize=FONT)
     axes.set_ylabel(y_label, color=ink("soft"), fontsize=FONT)
     axes.tick_params(length=0, pad=5, labelsize=FONT, labelcolor=ink("soft"))
     axes.patch.set_visible(False)
-    figure.patch.set_visible(False)
     axes.grid(axis=grid, color=ink("grid"), linewidth=1)
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
@@ -157,7 +173,6 @@ def blank(x_label: str, y_label: str, *, height: float = HEIGHT, grid: Literal["
     if x_label == "tokens seen":
         axes.xaxis.set_major_formatter(FuncFormatter(tick))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    return figure, axes
 
 
 def write_beside(axes: Axes, place: tuple[float, float], text: str, **style: Any) -> None:

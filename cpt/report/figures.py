@@ -28,6 +28,7 @@ from cpt.report.drawing import (
     to_chart,
     write_beside,
 )
+from cpt.report.promise import promise_chart
 from cpt.report.summary import Overview, Summary
 
 MAX_PANELS = 8  # sources drawn; the rest stands in the table
@@ -39,6 +40,7 @@ def build_charts(overview: Overview) -> list[Chart]:
     sources = _drawn_sources(runs)
     charts = [
         retention_plane(runs),
+        *(promise_chart(item, index, alone=len(runs) == 1) for index, item in enumerate(runs)),
         *(loss_of_source(runs, source, number) for number, source in enumerate(sources, start=1)),
     ]
     charts += [shares(runs), tokens_by_source(runs), learning_rate(runs), throughput(runs)]

@@ -1,20 +1,20 @@
 """Write the report: one self-contained HTML page and its Markdown twin with the figures as files beside it.
 
 The page needs no network and no script. Everything that comes from files is escaped; only the figures, which this
-package draws, go in as they are. Both texts show the same tables, in the same order: verdict, runs, figures, sources,
-plan, events, warnings, config, environment.
+package draws, go in as they are. Both texts show the same tables, in the same order: verdict, runs, figures, promise,
+sources, plan, events, warnings, config, environment.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cpt.report import tables
+from cpt.report import promise, tables
 from cpt.report.collect import Change, collect_run
 from cpt.report.drawing import THEMES, Chart, standalone
 from cpt.report.figures import build_charts
@@ -89,7 +89,11 @@ def render_markdown(view: Overview, charts: Sequence[Chart]) -> str:
 def _view(run_dirs: Sequence[Path]) -> Overview:
     if not run_dirs:
         raise DataError("no run folder given; use `cpt report RUN_DIR...`, e.g. `cpt report runs/NAME`")
-    return overview([collect_run(Path(run_dir)) for run_dir in run_dirs])
+    view = overview([collect_run(Path(run_dir)) for run_dir in run_dirs])
+    kept = [(item.label, promise.in_words(item)) for item in view.summaries if item.run.recommendation]
+    doubts = [(item.label, doubt) for item in view.summaries for doubt in promise.doubts(item)]
+    told = [text if len(view.summaries) == 1 else f"{label}: {text}" for label, text in kept]
+    return replace(view, verdict=(*view.verdict, *told), warnings=(*view.warnings, *doubts))
 
 
 def _environment(*, autoescape: bool) -> Environment:
@@ -109,6 +113,7 @@ def _content(view: Overview) -> dict[str, Any]:
         "runs": tables.runs_table(view),
         "reference": view.reference,
         "sections": [
+            ("Promise", tables.with_content([promise.promise_table(item) for item in runs])),
             ("Sources", tables.with_content([tables.source_table(item) for item in runs])),
             ("Plan", tables.with_content(plans)),
             ("Events", tables.with_content([tables.events_table(item) for item in runs])),
@@ -149,6 +154,7 @@ def _run_data(item: Summary, view: Overview) -> dict[str, Any]:
         "forgetting": item.forgetting,
         "general": _change_data(item.general),
         "domain": _change_data(item.domain),
+        "promise": promise.promise_data(item),
         "forgetting_ratio": versus.forgetting_ratio if versus else None,
         "gain_given_up": versus.gain_given_up if versus else None,
         "wall_seconds": plain(item.run.wall_seconds),

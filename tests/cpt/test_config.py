@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt.config import ConfigError, RunConfig, apply_override, json_schema, load_config, to_yaml, validate
+from cpt.recommendation import write_recommendation
 
 RAW: dict[str, Any] = {
     "run": {"name": "demo"},
@@ -355,3 +356,113 @@ def test_the_schema_is_json_and_describes_every_field() -> None:
     assert len(fields) > 45
     silent = [name for name, details in fields.items() if not details.get("description") and not name.endswith(".name")]
     assert [name for name in silent if not name.startswith("RunConfig.")] == []
+
+
+# --- a run file that follows a recommendation
+
+Recommend = Any  # the fixture of tests/cpt/conftest.py
+
+
+def following(run_file: Path, recommendation: Any, *overrides: str) -> RunConfig:
+    write_recommendation(run_file.parent / "plan.json", recommendation)
+    return load_config(run_file, ["plan=plan.json", *overrides])
+
+
+def test_a_recommendation_replaces_the_mixture_and_the_budget_and_says_what_it_replaced(
+    run_file: Path, recommend: Recommend
+) -> None:
+    run_file.write_text(yaml.safe_dump({**RAW, "replay": {"share_general": 0.25}}))
+    config = following(run_file, advice := recommend(tokens=3200, share=0.4))
+    assert [(stage.tokens, stage.share_general) for stage in config.data.stages] == [(3200, 0.4)]
+    assert config.train.tokens == 3200 and config.replay.share_general is None
+    assert config.plan is not None and config.plan.path == run_file.parent / "plan.json"
+    assert config.plan.fingerprint == advice.fingerprint
+    assert config.plan.replaced == {"train.tokens": 1600, "replay.share_general": 0.25}
+
+
+def test_the_resolved_file_of_a_followed_recommendation_needs_it_no_more(run_file: Path, recommend: Recommend) -> None:
+    config = following(run_file, recommend(tokens=3200))
+    (run_file.parent / "plan.json").unlink()
+    assert validate(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_a_run_file_may_name_the_recommendation_itself_and_an_override_takes_it_back(
+    run_file: Path, recommend: Recommend
+) -> None:
+    run_file.write_text(yaml.safe_dump({**RAW, "plan": "plan.json"}))
+    write_recommendation(run_file.parent / "plan.json", recommend(tokens=3200))
+    assert load_config(run_file).train.tokens == 3200
+    assert load_config(run_file, ["plan=null"]).train.tokens == 1600
+
+
+def test_weights_by_source_leave_the_general_share_to_the_stores_labels(run_file: Path, recommend: Recommend) -> None:
+    config = following(run_file, recommend(share=None, weights={"general": 0.3, "medical": 0.7}))
+    assert config.data.stages[0].share_general is None
+    assert config.data.stages[0].weights == {"general": 0.3, "medical": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.tokens=1600", "train.tokens = 1600: contradicts plan=plan.json, which says 3200"),
+        ("replay.share_general=0.25", "replay.share_general = 0.25: contradicts plan=plan.json, which says 0.4"),
+        ("data.stages=[{tokens: 3200, share_general: 0.1}]", "data.stages = "),
+    ],
+)
+def test_an_override_that_contradicts_the_recommendation_is_refused_with_both(
+    run_file: Path, recommend: Recommend, override: str, says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        following(run_file, recommend(tokens=3200, share=0.4), override)
+    assert says in str(caught.value) and "plan=null" in str(caught.value)
+
+
+def test_an_override_that_agrees_with_the_recommendation_is_no_contradiction(
+    run_file: Path, recommend: Recommend
+) -> None:
+    config = following(run_file, recommend(tokens=3200, share=0.4), "train.tokens=3.2e3", "replay.share_general=0.4")
+    assert config.train.tokens == 3200
+
+
+def test_weights_that_do_not_name_the_runs_stores_are_refused_with_the_names(
+    run_file: Path, recommend: Recommend
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        following(run_file, recommend(share=None, weights={"general": 0.3, "law": 0.7}))
+    assert "plan.stages[0].weights: names law, not in data.stores and misses medical of data.stores" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"kind": "fit"}', None])
+def test_a_recommendation_that_cannot_be_read_is_a_problem_among_the_others(
+    run_file: Path, content: bytes | None
+) -> None:
+    if content:
+        (run_file.parent / "plan.json").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(run_file, ["plan=plan.json", "train.peak_lr=7"])
+    by_field = {problem.field: str(problem) for problem in caught.value.problems}
+    assert set(by_field) == {"plan", "train.peak_lr"} and str(run_file.parent / "plan.json") in by_field["plan"]
+
+
+def test_a_recommendation_that_changed_since_it_was_pinned_is_refused(run_file: Path, recommend: Recommend) -> None:
+    first = to_yaml(following(run_file, recommend(tokens=3200)))
+    run_file.write_text(first)
+    write_recommendation(run_file.parent / "plan.json", later := recommend(tokens=4800))
+    with pytest.raises(ConfigError, match=f"is another recommendation now, {later.fingerprint}"):
+        load_config(run_file)
+    assert load_config(run_file, ["plan.fingerprint=null"]).train.tokens == 4800
+
+
+@pytest.mark.parametrize("override", ["plan=3", "plan=[1]", "plan={paths: x}", "train.tokens=true"])
+def test_malformed_values_around_a_plan_are_problems_and_no_crash(
+    run_file: Path, recommend: Recommend, override: str
+) -> None:
+    with pytest.raises(ConfigError):
+        following(run_file, recommend(), override)
+
+
+def test_a_stage_states_its_share_or_weights_for_every_source() -> None:
+    problems = refused("data.stages=[{tokens: 1600, weights: {general: 1}}]")
+    assert "is required, unless weights state the share of every source" in problems["data.stages.0.share_general"]

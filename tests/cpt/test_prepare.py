@@ -8,6 +8,8 @@ import pytest
 
 from cpt.config import ConfigError, load_config
 from cpt.prepare import Prepared, plan_facts, prepare, render_plan
+from cpt.recommendation import write_recommendation
+from cpt.rundir import RunDir
 
 Workshop = Any  # the fixtures of tests/conftest.py
 ONE_DOCUMENT = [list(range(1, 41))]
@@ -161,3 +163,73 @@ def test_the_banner_has_a_row_for_every_source_and_the_warnings_below(shop: Work
     console.print(render_plan(plan_facts(prepared(shop, fields=small_source(shop, share=0.5, max_epochs=2.0)))))
     text = console.export_text()
     assert "little" in text and "code" in text and "8 steps, 2,048 tokens" in text and "max_epochs" in text
+
+
+# --- a run that follows a recommendation
+
+
+def following(shop: Workshop, recommendation: Any, *overrides: str, **changes: Any) -> Prepared:
+    write_recommendation(shop.root / "plan.json", recommendation)
+    return prepared(shop, f"plan={shop.root / 'plan.json'}", *overrides, **changes)
+
+
+def banner(found: Prepared) -> str:
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(render_plan(plan_facts(found)))
+    return " ".join(console.export_text().split())
+
+
+def test_the_banner_names_the_recommendation_its_share_and_what_it_replaced(shop: Workshop, recommend: Any) -> None:
+    found = following(shop, advice := recommend(tokens=1024, share=0.5), fields={"replay.share_general": 0.25})
+    assert (found.plan.num_rows * found.plan.seq_len, found.plan.share_general()) == (1024, 0.5)
+    assert found.recommendation == advice and found.warnings == ()
+    text = banner(found)
+    assert f"follows recommendation {advice.fingerprint}: share_general 50.0% (90% interval 40.0% to 60.0%)" in text
+    assert "the run file said train.tokens 2048, replay.share_general 0.25" in text
+    facts = json.loads(json.dumps(plan_facts(found)))["recommendation"]
+    assert facts["fingerprint"] == advice.fingerprint and facts["replaced"]["train.tokens"] == 2048
+
+
+def test_without_a_recommendation_the_banner_names_none(shop: Workshop) -> None:
+    assert plan_facts(prepared(shop))["recommendation"] is None and "recommendation" not in banner(prepared(shop))
+
+
+def test_weights_over_the_whole_stage_are_summed_by_the_stores_labels(shop: Workshop, recommend: Any) -> None:
+    shop.store("law", domain="law", train=ONE_DOCUMENT * 50, heldout=ONE_DOCUMENT)
+    stores = {name: str(shop.root / name) for name in ("prose", "code", "law")}
+    advice = recommend(share=None, weights={"prose": 0.3, "code": 0.5, "law": 0.2})
+    plan = following(shop, advice, fields={"data.stores": stores}).plan
+    assert plan.shares(0) == pytest.approx({"prose": 0.3, "code": 0.5, "law": 0.2})
+
+
+def test_a_share_that_counts_other_stores_as_general_is_warned_of(shop: Workshop, recommend: Any) -> None:
+    (warning,) = following(shop, recommend(share=0.6, weights={"prose": 0.4, "code": 0.6})).warnings
+    assert "counts 60.0% of the tokens as general, the stores' labels 40.0% (labelled general: prose)" in warning
+
+
+@pytest.mark.parametrize(("rate", "warned"), [("2e-2", False), ("3e-2", True), ("4e-3", True)])
+def test_a_rate_far_from_the_pilots_is_warned_of(shop: Workshop, recommend: Any, rate: str, warned: bool) -> None:
+    warnings = following(shop, recommend(), f"train.peak_lr={rate}").warnings
+    assert [text.startswith("train.peak_lr is") for text in warnings] == [True] * warned
+
+
+def test_a_run_goes_on_without_the_file_and_finds_the_run_folders_copy(shop: Workshop, recommend: Any) -> None:
+    config = following(shop, advice := recommend()).config
+    (shop.root / "plan.json").unlink()
+    lost = prepare(config)
+    assert lost.recommendation is None and f"recommendation {advice.fingerprint}" in lost.warnings[0]
+    config.run_dir.mkdir(parents=True)
+    copy = RunDir(config.run_dir).recommendation
+    write_recommendation(copy, recommend(base="another"))
+    assert prepare(config).recommendation is None
+    write_recommendation(copy, advice)
+    assert prepare(config).recommendation == advice and prepare(config).warnings == ()
+
+
+def test_stages_of_the_run_file_that_a_recommendation_replaces_are_counted(shop: Workshop, recommend: Any) -> None:
+    stages = [{"tokens": 1024, "share_general": share} for share in (0.1, 0.2)]
+    assert "the run file said train.tokens 2048, data.stages (2)" in banner(
+        following(shop, recommend(), fields={"data.stages": stages})
+    )

@@ -36,6 +36,7 @@ from cpt.data.token_store import StoreLabel, TokenizerFacts, write_split
 from cpt.eval.records import EvalRecord, SourceEval, aggregate
 from cpt.model.build import Needs, build_model
 from cpt.plan import PlanSource, StageWish, build_plan
+from cpt.recommendation import BaseLoss, LawNames, ObservationsFile, PromisePoint, Recommendation, RecommendedStage
 from cpt.rundir import RunDir
 from cpt.train.engine import Topology
 from cpt.train.metrics import MetricsHook, Throughput
@@ -284,6 +285,14 @@ def a_plan(_: Path) -> Any:
     return json.loads(plan.to_json())
 
 
+def a_recommendation(_: Path) -> Any:
+    point = PromisePoint(64.0, 2.9, (2.8, 3.0), 2.5, (2.4, 2.6))
+    stages = (RecommendedStage(64, 0.25, 0.75),)
+    laws, file = LawNames("cmr", "dcpt"), ObservationsFile("observations.csv", "ab")
+    made = Recommendation("tolerance", "", 8e9, 1e-4, stages, (0.2, 0.3), laws, (point,), BaseLoss(2.8, 3.0), file)
+    return json.loads(made.to_json())
+
+
 def an_eval(_: Path) -> Any:
     sources = {"web": SourceEval("general", 2.0, 1.0, 7.4, 100, 1)}
     return json.loads(EvalRecord(0, 0, sources, aggregate(sources)).to_json())
@@ -309,6 +318,7 @@ def an_environment(_: Path) -> Any:
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "manifest.json": a_manifest,
     "plan.json": a_plan,
+    "recommendation.json": a_recommendation,
     "evals/step_N.json": an_eval,
     "metrics.jsonl": a_metrics_line,
     "environment.json": an_environment,
@@ -318,7 +328,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_documented_keys_are_those_the_code_writes(name: str, tmp_path: Path) -> None:
-    written = keys_of(WRITERS[name](tmp_path), {"web": "NAME", "general": "NAME"})
+    written = keys_of(WRITERS[name](tmp_path), dict.fromkeys(("web", "general", "domain"), "NAME"))
     assert documented_keys(name) == written
 
 

@@ -1,0 +1,146 @@
+"""The sections and fields of a run file, with their units, limits and defaults.
+
+Owns what can be stated. A fact lives once: accumulation, steps and the DeepSpeed dictionary are derived elsewhere.
+Refuses to know rules that join two fields (``cpt.run_rules``) and how a file is read (``cpt.config``).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from cpt.schedule_fields import Count, RewarmCosine, Schedule, Section, Share, Steps
+
+DEFAULT_REPLAY_SHARE = 0.25  # for a strong shift, such as prose to code or another language: arXiv 2403.08763
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="name of the run folder")
+    dir: Path = Field(Path("runs"), description="folder that holds run folders")
+    seed: int = Field(1234, ge=0, lt=2**63, description="seed of data order and fresh weights")
+
+
+class ModelSection(Section):
+    init_from: str | None = Field(
+        None, description="pre-trained weights: a Hugging Face folder or hub name, or a checkpoint of an earlier run"
+    )
+    fresh: dict[str, Any] | str | None = Field(
+        None, description="a new model instead: a Hugging Face config mapping, or a YAML file that holds one"
+    )
+    tokenizer: str | None = Field(
+        None, description="tokenizer to export with the model; default: the one in init_from, if any"
+    )
+    attention: Literal["auto", "sdpa", "varlen", "flash_attn"] = Field("auto", description="attention back-end")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
+
+
+class StageSection(Section):
+    tokens: Count = Field(description="tokens of this stage")
+    share_general: Share | None = Field(
+        None, description="share of general tokens in this stage; without it weights say it: the sum of general sources"
+    )
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        default_factory=dict,
+        description="relative weight of each source inside its group, default: by tokens; "
+        "without share_general its share of the whole stage",
+    )
+
+
+class DataSection(Section):
+    stores: dict[str, Path] = Field(min_length=1, description="source name -> token store folder")
+    seq_len: Count = Field(description="tokens in a packed row")
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        default_factory=dict, description="relative weight of each source inside its group; default: by tokens"
+    )
+    max_epochs: Annotated[float, Field(gt=0.0)] = Field(
+        4.0, description="passes over one source before its quota is capped (up to 4 are nearly free: arXiv 2305.16264)"
+    )
+    stages: tuple[StageSection, ...] = Field((), description="mixture by stage; replaces replay.share_general")
+
+
+class ReplaySection(Section):
+    share_general: Share | None = Field(
+        None,
+        description="share of every batch's tokens that replays general data, displacing domain tokens; "
+        f"default {DEFAULT_REPLAY_SHARE} when both kinds of store are given",
+    )
+
+
+class TrainSection(Section):
+    tokens: Count = Field(description="token budget of the run, all sources together; whole steps of it are trained")
+    global_batch_tokens: Count = Field(description="tokens per step over all ranks; accumulation is derived from it")
+    micro_batch_size: Count = Field(description="rows per rank in one forward and backward pass")
+    peak_lr: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="highest learning rate")
+    schedule: Schedule = Field(RewarmCosine(), description="learning rate over the run")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.1, description="decoupled decay of matrices and embeddings")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="decay of Adam's first and second moment"
+    )
+    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="added to the root of Adam's second moment")
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="gradients are scaled down to this norm")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="compute type; masters and moments stay fp32")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+
+
+class DeepSpeedSection(Section):
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what is sharded: 1 optimizer, 2 + gradients, 3 + weights")
+    extra: dict[str, Any] = Field(
+        default_factory=dict, description="keys merged over the generated DeepSpeed dictionary, unchecked"
+    )
+
+
+class CheckpointSection(Section):
+    every_steps: Count | None = Field(None, description="default: only after the last step")
+    keep_last: Count = Field(2, description="complete checkpoints kept; the newest is never deleted")
+
+
+class EvalSection(Section):
+    every_steps: Count | None = Field(None, description="default: step 0 and the last step only")
+    at_steps: tuple[Steps, ...] = Field((), description="further steps to evaluate at")
+    tokens_per_source: Count = Field(262_144, description="held-out tokens evaluated of each source, at most")
+
+
+class LogSection(Section):
+    every_steps: Count = Field(10, description="steps of one record in metrics.jsonl")
+    wandb: Literal["disabled", "offline", "online"] = Field(
+        "offline", description="Weights & Biases; online needs a login"
+    )
+
+
+class PlanSection(Section):
+    """The recommendation that drives the run; a bare path stands for ``path``."""
+
+    path: Path = Field(description="plan.json of cpt plan recommend; its stages replace the run file's mixture")
+    fingerprint: str | None = Field(None, description="of the recommendation; filled in when the run file is loaded")
+    replaced: dict[str, Any] = Field(
+        default_factory=dict, description="what the run file itself said; filled in when it is loaded"
+    )
+
+
+def _path_alone(plan: object) -> object:
+    return {"path": plan} if isinstance(plan, str | Path) else plan
+
+
+class RunConfig(Section):
+    """Everything a run needs; frozen."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    plan: Annotated[
+        PlanSection | None, BeforeValidator(_path_alone, json_schema_input_type=str | PlanSection | None)
+    ] = Field(None, description="recommendation to follow: plan.json of cpt plan recommend")
+    replay: ReplaySection = ReplaySection()
+    train: TrainSection
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.dir / self.run.name
+
+    @property
+    def global_batch_rows(self) -> int:
+        return self.train.global_batch_tokens // self.data.seq_len
