@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cpt.plan_cli import plan_app
+
 app = typer.Typer(
     help="Continual pre-training: plan the mixture, tokenize, train with replay, evaluate both sides, report.",
     no_args_is_help=True,
@@ -18,6 +20,7 @@ data_app = typer.Typer(help="Corpora and token stores.", no_args_is_help=True)
 config_app = typer.Typer(help="Run files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+app.add_typer(plan_app, name="plan")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="run file, see configs/runs/")]
 Overrides = Annotated[

@@ -1,5 +1,8 @@
-"""Every YAML under configs/ is complete: a run file loads, a model file builds a config of the size it states."""
+"""Every YAML under configs/ is complete: a run file loads, a pilot file gives a grid, a model file builds a config of
+the size it states.
+"""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,9 +12,12 @@ import yaml
 from cpt.config import ModelSection, load_config
 from cpt.model.build import read_model_config
 from cpt.model.size import num_parameters
+from cpt.planner.pilot_facts import grid_facts
+from cpt.planner.pilots import load_pilots
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = sorted((ROOT / "configs" / "runs").glob("*.yaml"))
+PILOTS = sorted((ROOT / "configs" / "runs").glob("pilots_*.yaml"))
+RUNS = sorted({*(ROOT / "configs" / "runs").glob("*.yaml")} - {*PILOTS})
 MODELS = sorted((ROOT / "configs" / "models").glob("*.yaml"))
 UNITS = {"M": 1e6, "G": 1e9}
 
@@ -28,6 +34,21 @@ def test_a_run_file_loads_without_the_data_it_names(path: Path) -> None:
     assert config.run.dir == ROOT / "runs"
 
 
+@pytest.mark.parametrize("path", PILOTS, ids=lambda path: path.name)
+def test_a_pilot_file_gives_a_grid_within_its_budget(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the base that the template names can be put; of its files the size alone counts
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    base = Path(yaml.safe_load((ROOT / "configs/runs/cpt_cpu.yaml").read_text())["model"]["init_from"])
+    base.mkdir(parents=True)
+    (base / "config.json").write_text(json.dumps(yaml.safe_load((ROOT / "configs/models/llama_tiny.yaml").read_text())))
+    grid = load_pilots(path)
+    facts = grid_facts(grid)
+    assert facts["num_runs"] > facts["num_trunks"] >= 3 and grid.root == tmp_path / "runs" / path.stem
+    assert facts["share_of_full"] <= grid.settings.budget_fraction
+
+
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
 def test_a_model_file_gives_a_config_of_the_size_its_first_line_states(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -40,4 +61,4 @@ def test_a_model_file_gives_a_config_of_the_size_its_first_line_states(path: Pat
 
 
 def test_there_are_run_files_and_model_files() -> None:
-    assert RUNS and MODELS
+    assert RUNS and PILOTS and MODELS

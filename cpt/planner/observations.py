@@ -1,0 +1,395 @@
+"""``observations.csv``: what pilot runs measured, checked line by line, and which points laws are fitted on.
+
+Owns the columns, their rules and the rule which points count. Refuses numbers that cannot be: shares that do not sum to
+1, losses that are not finite, two values for one measurement; it lists every such line at once. What can be but looks
+odd becomes a sentence in ``Observations.warnings``.
+
+Which points count (``samples``): base rows (tokens = 0) only give the starting loss. Of the phases ``stable`` (constant
+rate) and ``annealed`` (after a decay) one is used, since their losses differ by the decay alone: the annealed one where
+it covers three shares. In the first 5% of a run's tokens the rate is still re-warming (arXiv 2403.08763) and no law of
+mixtures describes that, so points there are left out of runs that have four or more.
+"""
+
+import csv
+import hashlib
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpt.planner.fitting import FloatArray
+from cpt.planner.laws.law import Inputs, Samples
+from cpt.rundir import DataError
+
+REQUIRED = ("run", "params", "tokens")
+KNOWN = (*REQUIRED, "base", "lr", "seed", "phase")
+SHARE, LOSS = "share_", "loss_"
+TRANSIENT_PART = 0.05
+MAX_BYTES = 256 * 2**20
+BILLION = 1e9
+MAX_PROBLEMS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Columns of equal length n, in the order of the file; NaN where a cell is empty.
+
+    ``params`` and ``tokens`` are counts; ``shares`` by source, zeros in base rows; ``losses`` by target in nats.
+    ``extra`` holds the columns that this file gives no meaning to, as text.
+    """
+
+    path: Path
+    sha256: str
+    run: tuple[str, ...]
+    base: tuple[str, ...]
+    phase: tuple[str, ...]
+    params: FloatArray
+    tokens: FloatArray
+    lr: FloatArray
+    seed: FloatArray
+    shares: Mapping[str, FloatArray]
+    losses: Mapping[str, FloatArray]
+    extra: Mapping[str, tuple[str, ...]]
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.run)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self.shares)
+
+    @property
+    def two_sided(self) -> bool:
+        """One general and one domain source: the case of D-CPT and CMR."""
+        return set(self.sources) == {"general", "domain"}
+
+    @cached_property
+    def trained(self) -> NDArray[np.bool_]:
+        """(n,) True for measurements, False for base rows."""
+        return self.tokens > 0
+
+    @property
+    def sizes(self) -> FloatArray:
+        """Distinct model sizes that were trained, ascending, in parameters."""
+        return np.unique(self.params[self.trained])
+
+    def base_losses(self, target: str) -> dict[str, tuple[float, float]]:
+        """Base name -> (parameters, loss before training), where it was measured."""
+        found = {}
+        for i in np.flatnonzero(~self.trained & np.isfinite(self.losses[target])):
+            found[self._base_key(int(i))] = (float(self.params[i]), float(self.losses[target][i]))
+        return found
+
+    def _base_key(self, row: int) -> str:
+        return f"{self.base[row]}@{self.params[row]:.6g}"
+
+    def measured_base(self, target: str) -> FloatArray:
+        """(n,) loss of each row's own base, NaN where no base row gives it."""
+        known = self.base_losses(target)
+        return np.array([known.get(self._base_key(i), (0.0, math.nan))[1] for i in range(len(self))])
+
+    def select(self, index: NDArray[np.bool_]) -> "Observations":
+        rows = np.flatnonzero(index)
+
+        def texts(column: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(column[i] for i in rows)
+
+        return replace(
+            self,
+            run=texts(self.run),
+            base=texts(self.base),
+            phase=texts(self.phase),
+            params=self.params[rows],
+            tokens=self.tokens[rows],
+            lr=self.lr[rows],
+            seed=self.seed[rows],
+            shares={name: column[rows] for name, column in self.shares.items()},
+            losses={name: column[rows] for name, column in self.losses.items()},
+            extra={name: texts(column) for name, column in self.extra.items()},
+        )
+
+
+def read_observations(path: Path) -> Observations:
+    """Read and check the file. A byte-order mark and ``;`` as separator (with decimal commas) are understood.
+
+    Raises:
+        DataError: naming the file and every line, column, value and rule that does not hold.
+    """
+    raw = _read_bytes(path)
+    header, rows = _split(path, raw)
+    problems: list[str] = []
+    table = _Table(header, rows, problems)
+    _check_header(path, header)
+    shares = {name.removeprefix(SHARE): table.numbers(name, low=0.0, high=1.0) for name in header if _is(name, SHARE)}
+    losses = {name.removeprefix(LOSS): table.numbers(name, low=1e-9) for name in header if _is(name, LOSS)}
+    observations = Observations(
+        path=path,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        run=table.texts("run", required=True),
+        base=table.texts("base"),
+        phase=table.texts("phase"),
+        params=table.numbers("params", low=1.0, required=True),
+        tokens=table.numbers("tokens", low=0.0, required=True),
+        lr=table.numbers("lr", low=0.0),
+        seed=table.numbers("seed"),
+        shares=shares,
+        losses=losses,
+        extra={name: table.texts(name) for name in header if name not in KNOWN and not _is(name, SHARE, LOSS)},
+    )
+    if not problems:
+        observations = _checked_shares(observations, table)
+        observations = _without_duplicates(observations, table)
+        if not observations.trained.any():
+            problems.append("it holds no measurement, only base rows (tokens = 0); run pilots first")
+    if problems:
+        shown = problems[:MAX_PROBLEMS_SHOWN]
+        more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise DataError("\n".join([f"{path}: cannot be used as observations:", *(f"  - {p}" for p in shown + more)]))
+    return replace(observations, warnings=(*observations.warnings, *_oddities(observations)))
+
+
+def samples(observations: Observations, target: str) -> tuple[Samples, tuple[str, ...]]:
+    """The points a law of ``target`` is fitted on, and in words what was left out (rules at the top).
+
+    Raises:
+        DataError: the file has no loss of this target.
+    """
+    if target not in observations.losses:
+        known = ", ".join(observations.losses)
+        raise DataError(f"{observations.path}: has no column {LOSS}{target}; its targets are {known}")
+    notes = []
+    keep = observations.trained & np.isfinite(observations.losses[target])
+    phase = _phase_used(observations, keep)
+    if phase:
+        other = keep & (np.array(observations.phase) != phase)
+        notes += [f"{int(other.sum())} points of another phase than {phase!r} left out"] if other.any() else []
+        keep &= ~other
+    early = keep & _transient(observations, keep)
+    if early.any():
+        notes.append(f"{int(early.sum())} points in the first {TRANSIENT_PART:.0%} of their run's tokens left out")
+        keep &= ~early
+    if not keep.any():
+        raise DataError(f"{observations.path}: no row has a {LOSS}{target} after training; fill the column in")
+    chosen = observations.select(keep)
+    return Samples(inputs_of(observations, target, keep), chosen.losses[target], _run_index(chosen)), tuple(notes)
+
+
+def inputs_of(observations: Observations, target: str, keep: NDArray[np.bool_]) -> Inputs:
+    return Inputs(
+        target=target,
+        sources=observations.sources,
+        params=observations.params[keep] / BILLION,
+        tokens=observations.tokens[keep] / BILLION,
+        shares=np.stack([column[keep] for column in observations.shares.values()], axis=1),
+        lr=observations.lr[keep],
+        base_loss=observations.measured_base(target)[keep],
+    )
+
+
+def _run_index(observations: Observations) -> NDArray[np.int64]:
+    """(n,) index of the run each row stems from; a branch counts to its trunk, whose history and seed it shares."""
+    trunks = observations.extra.get("trunk", observations.run)
+    names = [trunk or run for trunk, run in zip(trunks, observations.run, strict=True)]
+    return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+
+
+def _phase_used(observations: Observations, keep: NDArray[np.bool_]) -> str | None:
+    phases = np.array(observations.phase)
+    present = {str(phase) for phase in phases[keep]} - {""}
+    if len(present) < 2:
+        return None
+    annealed = keep & (phases == "annealed")
+    shares = np.stack([column[annealed] for column in observations.shares.values()], axis=1)
+    return "annealed" if len(np.unique(shares, axis=0)) >= 3 else "stable"
+
+
+def _transient(observations: Observations, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    early = np.zeros(len(observations), dtype=bool)
+    runs = np.array(observations.run)
+    for run in np.unique(runs[keep]):
+        rows = np.flatnonzero(keep & (runs == run))
+        if len(rows) >= 4:
+            tokens = observations.tokens[rows]
+            early[rows] = tokens < TRANSIENT_PART * tokens.max()
+    return early
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path}: {path.stat().st_size} bytes is no table of pilot runs (at most {MAX_BYTES})")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give the CSV that `cpt plan pilots` wrote"
+        ) from None
+    if not raw.strip():
+        raise DataError(f"{path}: is empty; it needs a header and rows, see `cpt plan pilots --help`")
+    return raw
+
+
+def _split(path: Path, raw: bytes) -> tuple[list[str], list[list[str]]]:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the table as CSV UTF-8") from None
+    first = text.splitlines()[0]
+    delimiter = ";" if first.count(";") > first.count(",") else "\t" if "\t" in first else ","
+    if "\0" in text:
+        raise DataError(f"{path}: holds zero bytes; it is not a CSV file")
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
+    header = [name.strip().lower() for name in rows[0]]
+    if delimiter == ";":  # the separator of locales that write a decimal comma
+        rows = [[cell.replace(",", ".") for cell in row] for row in rows]
+    return header, rows
+
+
+def _is(name: str, *prefixes: str) -> bool:
+    return any(name.startswith(prefix) and len(name) > len(prefix) for prefix in prefixes)
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    missing = [name for name in REQUIRED if name not in header]
+    shares = [name for name in header if _is(name, SHARE)]
+    if len(shares) < 2 or "share_general" in header or "share_domain" in header:
+        missing += [name for name in ("share_general", "share_domain") if name not in header]
+    wanted = ("loss_general", "loss_domain") if set(shares) <= {"share_general", "share_domain"} else ()
+    missing += [name for name in wanted if name not in header]
+    if not wanted and not any(_is(name, LOSS) for name in header):
+        missing.append("loss_<target>")
+    if missing or twice:
+        told = [f"misses the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"] if missing else []
+        told += [f"has the column {name} twice" for name in twice]
+        raise DataError(
+            f"{path}: {'; '.join(told)}. Its columns are {', '.join(header)}; expected are run, base, params, tokens, "
+            "share_general, share_domain, loss_general, loss_domain, lr, seed"
+        )
+
+
+class _Table:
+    """Cells by column name, with the file's line numbers; faults are appended to ``problems``."""
+
+    def __init__(self, header: list[str], rows: list[list[str]], problems: list[str]) -> None:
+        numbered = [(line, row) for line, row in enumerate(rows[1:], start=2) if any(cell.strip() for cell in row)]
+        for line, row in numbered:
+            if len(row) != len(header):
+                problems.append(f"line {line}: {len(row)} cells, the header has {len(header)}; is the file cut short?")
+        if not numbered:
+            problems.append("it has a header but no rows")
+        self.lines = [line for line, _ in numbered]
+        self._columns = {
+            name: [row[i].strip() if i < len(row) else "" for _, row in numbered] for i, name in enumerate(header)
+        }
+        self._problems = problems
+
+    def texts(self, name: str, *, required: bool = False) -> tuple[str, ...]:
+        values = self._columns.get(name, [""] * len(self.lines))
+        if required:
+            self._problems += [f"line {n}: {name} is empty" for n, v in zip(self.lines, values, strict=True) if not v]
+        return tuple(values)
+
+    def numbers(
+        self, name: str, *, low: float = -math.inf, high: float = math.inf, required: bool = False
+    ) -> FloatArray:
+        values = self._columns.get(name, [""] * len(self.lines))
+        return np.array(
+            [
+                self._number(name, line, value, (low, high, required))
+                for line, value in zip(self.lines, values, strict=True)
+            ]
+        )
+
+    def _number(self, name: str, line: int, text: str, rule: tuple[float, float, bool]) -> float:
+        low, high, required = rule
+        if not text:
+            if required:
+                self.problem(line, f"{name} is empty")
+            return math.nan
+        try:
+            value = float(text.replace("_", ""))
+        except ValueError:
+            self.problem(line, f"{name} is {text!r:.60}, not a number")
+            return math.nan
+        if not math.isfinite(value):
+            self.problem(line, f"{name} is {text}; leave the row out (a pilot that diverged) or measure it again")
+        elif not low <= value <= high:
+            limits = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            self.problem(line, f"{name} is {text}; it must be {limits}")
+        return value
+
+    def problem(self, line: int, told: str) -> None:
+        self._problems.append(f"line {line}: {told}")
+
+
+def _checked_shares(observations: Observations, table: _Table) -> Observations:
+    """Shares that sum to 1 exactly; files round them, so each may be off by half of its third decimal."""
+    stacked = np.stack([np.nan_to_num(column) for column in observations.shares.values()], axis=1)
+    totals = stacked.sum(axis=1)
+    slack = max(0.0015, 0.0006 * stacked.shape[1])
+    for i in np.flatnonzero(observations.trained & (np.abs(totals - 1) > slack)):
+        names = " + ".join(f"{SHARE}{name} {column[i]:g}" for name, column in observations.shares.items())
+        told = names if len(observations.shares) <= 4 else f"the {len(observations.shares)} shares"
+        table.problem(table.lines[i], f"{told} = {totals[i]:.6g}; shares of tokens sum to 1")
+    whole = np.where(totals > 0, totals, 1.0)
+    shares = {name: stacked[:, i] / whole for i, name in enumerate(observations.shares)}
+    return replace(observations, shares=shares)
+
+
+def _without_duplicates(observations: Observations, table: _Table) -> Observations:
+    """Drop rows said twice; the same measurement with two values, or a run with two mixtures, is a problem."""
+    seen: dict[tuple[str, str, float, float], int] = {}
+    settings: dict[str, int] = {}
+    keep = np.ones(len(observations), dtype=bool)
+    for i in range(len(observations)):
+        key = (observations.run[i], observations.base[i], observations.params[i], observations.tokens[i])
+        first = seen.setdefault(key, i)
+        if first != i:
+            keep[i] = False
+            if not _same_values(observations, first, i):
+                told = f"run {key[0]!r} at {key[3]:g} tokens is also in line {table.lines[first]}, with other values"
+                table.problem(table.lines[i], f"{told}; give repeated runs names of their own")
+        elif observations.trained[i]:
+            before = settings.setdefault(key[0], i)
+            if _setting(observations, before) != _setting(observations, i):
+                told = f"run {key[0]!r} has another size, share or seed than in line {table.lines[before]}"
+                table.problem(table.lines[i], f"{told}; one run has one of each, name runs apart")
+    if keep.all():
+        return observations
+    count = int((~keep).sum())
+    warning = f"{count} duplicated row{'s' if count > 1 else ''} of the same run and tokens left out"
+    return replace(observations.select(keep), warnings=(*observations.warnings, warning))
+
+
+def _setting(observations: Observations, row: int) -> tuple[float, ...]:
+    seed = observations.seed[row]
+    shares = (round(float(column[row]), 6) for column in observations.shares.values())
+    return (float(observations.params[row]), -1.0 if math.isnan(seed) else float(seed), *shares)
+
+
+def _same_values(observations: Observations, a: int, b: int) -> bool:
+    columns = (*observations.shares.values(), *observations.losses.values())
+    return all(np.array_equal(column[a], column[b], equal_nan=True) for column in columns)
+
+
+def _oddities(observations: Observations) -> list[str]:
+    found = []
+    if not observations.trained.all() and all(not observations.base_losses(t) for t in observations.losses):
+        found.append("base rows (tokens = 0) hold no loss")
+    if observations.trained.all():
+        found.append("no base row (tokens = 0): forgetting, the rise over the loss before training, cannot be told")
+    largest = float(observations.tokens.max())
+    size = float(np.median(observations.params[observations.trained]))
+    limit = min(0.2 * size, 3e7) if size >= 1e7 else 2000.0
+    if largest < limit:
+        found.append(
+            f"the longest run has {largest:g} tokens for models of {size:.3g} parameters, less than a few steps of "
+            "training; are the tokens written in thousands or millions? The column counts single tokens"
+        )
+    return found

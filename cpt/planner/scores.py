@@ -1,0 +1,103 @@
+"""How well a law predicts what it was not fitted on: held-out shares, tokens and model sizes.
+
+Owns the folds and the scores. Folds by share leave out one interior share at a time (a share at the edge would ask for
+extrapolation); by tokens they leave out the largest third of the token counts, by size the largest model. A fold that
+the data cannot give is None, never a made-up number.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpt.planner.fitting import FloatArray, huber, log_residuals
+from cpt.planner.laws.law import Law, Samples
+
+KINDS = ("share", "tokens", "params")
+Masks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors of predictions: ``mae`` and ``rmse`` in nats, mean ``huber`` of log residuals, ``r2``."""
+
+    mae: float
+    rmse: float
+    r2: float
+    huber: float
+    num_points: int
+
+
+def score(predicted: FloatArray, observed: FloatArray) -> Score:
+    """``r2`` is NaN where all observed values are equal."""
+    error = predicted - observed
+    spread = float(((observed - observed.mean()) ** 2).sum())
+    return Score(
+        mae=float(np.abs(error).mean()),
+        rmse=float(np.sqrt((error**2).mean())),
+        r2=1 - float((error**2).sum()) / spread if spread > 0 else math.nan,
+        huber=float(huber(log_residuals(predicted, observed)).mean()),
+        num_points=len(observed),
+    )
+
+
+def folds(samples: Samples) -> dict[str, Masks]:
+    """Kind -> masks (F, n), True where a point is fitted on; F may be 0."""
+    return {"share": share_folds(samples), "tokens": _token_fold(samples), "params": _size_fold(samples)}
+
+
+def share_folds(samples: Samples, *, edges: bool = False) -> Masks:
+    """One fold per distinct mixture. Of two sources only interior shares are left out, unless ``edges``; of many at
+    most eight groups of mixtures, which cost as many fits.
+    """
+    mixtures, members = np.unique(samples.inputs.shares.round(6), axis=0, return_inverse=True)
+    number = len(mixtures)
+    if number < 3:
+        return np.empty((0, len(samples)), dtype=bool)
+    groups = np.arange(number)
+    if mixtures.shape[1] == 2:  # sorted by their first share, so the first and the last are the edges
+        left_out = groups if edges else groups[1:-1]
+    else:
+        groups = groups % min(8, number)
+        left_out = np.unique(groups)
+    return np.stack([groups[members.ravel()] != fold for fold in left_out])
+
+
+def _token_fold(samples: Samples) -> Masks:
+    distinct = np.unique(samples.inputs.tokens)
+    if len(distinct) < 3:
+        return np.empty((0, len(samples)), dtype=bool)
+    return np.asarray(samples.inputs.tokens <= distinct[len(distinct) - 1 - len(distinct) // 3])[None, :]
+
+
+def _size_fold(samples: Samples) -> Masks:
+    sizes = np.unique(samples.inputs.params)
+    if len(sizes) < 3:
+        return np.empty((0, len(samples)), dtype=bool)
+    return np.asarray(samples.inputs.params < sizes[-1])[None, :]
+
+
+def held_out(law: Law, samples: Samples, seed: int = 0) -> dict[str, Score | None]:
+    """Kind -> score over all points that a fold left out, each predicted by the fit that did not see it."""
+    chosen = {kind: masks for kind, masks in folds(samples).items() if len(masks) and (kind != "params" or law.sizes)}
+    result: dict[str, Score | None] = dict.fromkeys(KINDS)
+    if not chosen:
+        return result
+    predicted = law.predict_folds(samples, np.concatenate(list(chosen.values())), seed)
+    first = 0
+    for kind, masks in chosen.items():
+        left_out = ~masks
+        part = predicted[first : first + len(masks)]
+        observed = np.broadcast_to(samples.losses, part.shape)
+        result[kind] = score(part[left_out], observed[left_out])
+        first += len(masks)
+    return result
+
+
+def mean_score(scores: Mapping[str, Score | None], field: str) -> float | None:
+    """Mean of one field over the kinds of folds there are; None without any."""
+    values = [asdict(one)[field] for one in scores.values() if one is not None]
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
