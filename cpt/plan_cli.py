@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -245,7 +245,10 @@ def predict(
 def predict_curve(
     curves: Annotated[list[Path], typer.Argument(metavar="CURVE.csv...", help="measured curves: step, lr, loss")],
     schedule: Annotated[Path, typer.Option(help="CSV with step and lr of the schedule to predict")],
-    law: Annotated[str, typer.Option(help="mpl: multi-power law; annealing: learning-rate annealing law")] = "mpl",
+    law: Annotated[
+        Literal["mpl", "mpl_tied", "annealing"],
+        typer.Option(help="multi-power law; the same with fewer free constants, for few curves; annealing law"),
+    ] = "mpl_tied",
     out: Annotated[Path, _out("curve.json")] = Path("curve.json"),
     seed: Seed = 0,
     as_json: Json = False,
@@ -253,7 +256,12 @@ def predict_curve(
     """Predict a whole loss curve under another learning-rate schedule: cpt plan predict-curve cosine.csv constant.csv
     --schedule wsd.csv
     """
-    raise NotImplementedError
+    from cpt.planner.curve_figure import draw_curve
+    from cpt.planner.predict_curve import predict_curve as curve_facts
+    from cpt.planner.predict_curve import render
+
+    facts = curve_facts(curves, schedule, law, seed)
+    _deliver(dict(facts), out, render, draw_curve, as_json=as_json)
 
 
 @plan_app.command()

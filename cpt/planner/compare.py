@@ -1,7 +1,11 @@
 """Which law predicts these observations best: every law, every target, held out by share, tokens and size.
 
-Owns which laws a question may use, and their ranking by held-out error. A law that cannot represent what the data
-show (a general loss that rises with tokens, under D-CPT) is ranked but never chosen.
+Owns which laws a question may use, and their ranking by held-out error.
+
+Where little is replayed the general loss rises with tokens, and D-CPT and its kin cannot rise. The runs show up to
+which share that happens. Above it such a law may be right; it is then fitted on, and trusted at, the shares above
+alone. All laws are judged there, and one that can rise is preferred until it errs ``RISING_PREFERENCE`` times as much.
+With fewer than three shares left above, laws that cannot rise are ranked but never chosen.
 """
 
 import math
@@ -20,6 +24,8 @@ from cpt.problems import ConfigError, Problem
 from cpt.rundir import DataError
 
 Progress = Callable[[str], None]
+RISING_PREFERENCE = 1.5
+MIN_SHARES_ABOVE = 3
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Ranked:
     scores: Mapping[str, Score | None]
     excluded: str = ""
     num_sizes: int = 1
+    above: float | None = None  # own shares up to this one are outside the law
 
     @property
     def mae(self) -> float:
@@ -80,22 +87,39 @@ def rank(
     candidates = [law for law in (laws or LAWS.values()) if not unsuitable(law, chosen)]
     if not candidates:
         raise DataError(f"{observations.path}: {_too_few(chosen, laws or LAWS.values())}")
-    rises = bool(rising_runs(chosen)) and target == "general"
-    sizes = len(np.unique(chosen.inputs.params))
+    level = _rising_share(chosen) if target == "general" else None
     ranking = []
     for law in candidates:
         if progress:
             progress(f"{target}: {law.name}")
-        ranking.append(Ranked(law, target, held_out(law, chosen, seed), _excluded(law, rises), sizes))
-    return sorted(ranking, key=lambda one: (bool(one.excluded), one.mae))
+        ranking.append(_judge(law, chosen, level, seed))
+    return sorted(
+        ranking, key=lambda one: (bool(one.excluded), one.mae * (1.0 if one.above is None else RISING_PREFERENCE))
+    )
 
 
-def _excluded(law: Law, rises: bool) -> str:
+def _judge(law: Law, chosen: Samples, level: float | None, seed: int) -> Ranked:
+    """``level``: the highest own share at which some run rises, None where none does."""
+    target, sizes = chosen.inputs.target, len(np.unique(chosen.inputs.params))
     if not law.sees_shares:
-        return "ignores the mixture; a baseline"
-    if rises and not law.rises:
-        return "the general loss rises with tokens in some run, which this law cannot represent"
-    return ""
+        return Ranked(law, target, held_out(law, chosen, seed), "ignores the mixture; a baseline", sizes)
+    if level is None:
+        return Ranked(law, target, held_out(law, chosen, seed), "", sizes)
+    judged = chosen.inputs.own_share > level
+    enough = len(np.unique(chosen.inputs.own_share[judged].round(6))) >= MIN_SHARES_ABOVE
+    if law.rises:
+        return Ranked(law, target, held_out(law, chosen, seed, judged if enough else None), "", sizes)
+    if not enough:
+        reason = "the general loss rises with tokens in some run, which this law cannot represent"
+        return Ranked(law, target, held_out(law, chosen, seed), reason, sizes)
+    return Ranked(law, target, held_out(law, chosen.select(judged), seed), "", sizes, level)
+
+
+def _rising_share(chosen: Samples) -> float | None:
+    if chosen.inputs.target not in chosen.inputs.sources:
+        return None
+    rising = np.isin(chosen.runs, rising_runs(chosen))
+    return float(chosen.inputs.own_share[rising].max()) if rising.any() else None
 
 
 def _too_few(chosen: Samples, laws: Iterable[Law]) -> str:
@@ -136,6 +160,7 @@ def compare_facts(observations: Observations, targets: Iterable[str], *, seed: i
                     "heldout_r2": one.mean("r2"),
                     "heldout": {kind: value.mae if value else None for kind, value in one.scores.items()},
                     "excluded": one.excluded,
+                    "trusted_above_share": one.above,
                     "title": one.law.title,
                 }
             )

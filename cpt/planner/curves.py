@@ -66,7 +66,7 @@ def read_curve(path: Path, warmup_steps: int | None = None) -> LossCurve:
         raise DataError(f"{path}: {len(steps)} rows; a curve needs at least {MIN_CURVE_ROWS}, write more of its steps")
     if not lr.any():
         raise DataError(f"{path}: every lr is 0; nothing was learnt, write the rates that the run used")
-    rates = rates_of(steps, lr, _warmup_of(path, int(steps[0]), warmup_steps))
+    rates = rates_of(steps, lr, warmup_steps)
     return LossCurve(path.stem, steps, losses, rates, rise_end(rates))
 
 
@@ -82,14 +82,15 @@ def read_schedule(path: Path, warmup_steps: int | None = None) -> Schedule:
         raise DataError(f"{path}: {len(steps)} row; a schedule needs at least its first and last step")
     if not lr.any():
         raise DataError(f"{path}: every lr is 0; nothing would be learnt, write the rates of the run")
-    rates = rates_of(steps, lr, _warmup_of(path, int(steps[0]), warmup_steps))
+    rates = rates_of(steps, lr, warmup_steps)
     return Schedule(path.stem, steps, rates, rise_end(rates))
 
 
-def rates_of(steps: IntArray, lr: FloatArray, warmup_end: int | None = None) -> FloatArray:
-    """One rate per step, 0 to the last row's, by the rules in the module's docstring."""
-    last = int(steps[-1])
-    end = int(steps[0]) if warmup_end is None else warmup_end
+def rates_of(steps: IntArray, lr: FloatArray, warmup_steps: int | None = None) -> FloatArray:
+    """One rate per step, 0 to the last row's, by the rules in the module's docstring. A warm-up that ended before the
+    first row ended at ``warmup_steps``; a first row inside the warm-up overrules it."""
+    last, first = int(steps[-1]), int(steps[0])
+    end = first if warmup_steps is None else min(warmup_steps, first)
     rates = np.interp(np.arange(last + 1), steps, lr)
     if end:
         rates[: end + 1] = lr[0] * np.arange(end + 1) / end
@@ -126,6 +127,18 @@ class _Columns:
 
 
 def _read_columns(path: Path, names: Sequence[str]) -> _Columns:
+    header, rows = _read_rows(path)
+    places = [_place(path, header, name) for name in names]
+    values = [[_cell(f"{path}:{line}", row, at, n) for at, n in zip(places, names, strict=True)] for line, row in rows]
+    columns = np.array(values, dtype=np.float64).reshape(len(values), len(names)).T
+    return _Columns(
+        [line for line, _ in rows],
+        {name: np.ascontiguousarray(column) for name, column in zip(names, columns, strict=True)},
+    )
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and each row that is not blank with its line; separated by commas or semicolons."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -134,19 +147,13 @@ def _read_columns(path: Path, names: Sequence[str]) -> _Columns:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from error
     if "\0" in text:
         raise DataError(f"{path}: holds a zero byte; save it as CSV in UTF-8")
-    header_line = text.partition("\n")[0]
-    separator = ";" if ";" in header_line and "," not in header_line else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    header = [cell.strip().lower() for cell in next(reader, [])]
-    places = [_place(path, header, name) for name in names]
-    lines: list[int] = []
-    values: list[list[float]] = []
-    for row in reader:
-        if any(cell.strip() for cell in row):
-            lines.append(reader.line_num)
-            values.append([_cell(f"{path}:{reader.line_num}", row, at, n) for at, n in zip(places, names, strict=True)])
-    columns = np.array(values, dtype=np.float64).reshape(len(values), len(names)).T
-    return _Columns(lines, {name: np.ascontiguousarray(column) for name, column in zip(names, columns, strict=True)})
+    first = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in first and "," not in first else ",")
+    try:
+        header = [cell.strip().lower() for cell in next(reader, [])]
+        return header, [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: is not CSV: {error}; one row per line, without quotes") from error
 
 
 def _place(path: Path, header: list[str], name: str) -> int:
@@ -190,14 +197,3 @@ def _refuse_first(path: Path, table: _Columns, wrong: NDArray[np.bool_], name: s
     if wrong.any():
         at = int(np.argmax(wrong))
         raise DataError(f"{path}:{table.lines[at]}: {name} = {table.values[name][at]:g} {rule}; {fix}")
-
-
-def _warmup_of(path: Path, first_step: int, warmup_steps: int | None) -> int:
-    if warmup_steps is None:
-        return first_step
-    if not 0 <= warmup_steps <= first_step:
-        raise DataError(
-            f"{path}: its first row is step {first_step}, so the warm-up cannot end at step {warmup_steps}; "
-            "give fewer warm-up steps, or list the warm-up's rates in the file"
-        )
-    return warmup_steps

@@ -26,6 +26,7 @@ def fit_facts(observations: Observations, law: str, target: str, *, seed: int = 
     chosen, _ = samples(observations, target)
     check_suits(observations, law, chosen)
     by = forecaster(observations, target, law, seed=seed)
+    chosen = by.samples
     fitted = by.fitted.predict(chosen.inputs)
     quality = score(fitted, chosen.losses)
     scores = by.ranked.scores

@@ -69,6 +69,10 @@ def forecaster(
     """
     ranked = choose(observations, target, law, seed=seed, progress=progress)
     chosen, notes = samples(observations, target)
+    if ranked.above is not None:
+        chosen = chosen.select(chosen.inputs.own_share > ranked.above)
+        rises = f"the {target} loss rises with tokens at shares up to {ranked.above:.3g}"
+        notes = (*notes, f"{rises}; law {ranked.law.name} cannot, it is fitted on and trusted at the shares above")
     if progress:
         progress(f"{target}: {ranked.law.name}, {num_replicas} bootstrap refits")
     return Forecaster(ranked, ranked.law.fit(chosen, num_replicas, seed), chosen, notes)

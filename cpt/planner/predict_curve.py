@@ -47,8 +47,8 @@ def predict_curve(
     curves = [read_curve(path, warmup_steps) for path in curve_paths]
     schedule = read_schedule(schedule_path, warmup_steps)
     _check_rows(curves, CURVE_LAWS[law])
-    fit = fit_curves(CURVE_LAWS[law], curves, seed=seed)
     steps = _wanted_steps(schedule, schedule_path, curves)
+    fit = fit_curves(CURVE_LAWS[law], curves, seed=seed)
     fitted = [fit.predict(track_of(curve)) for curve in curves]
     errors = errors_of(np.concatenate(fitted), np.concatenate([curve.losses for curve in curves]))
     return {

@@ -158,7 +158,8 @@ def allowed_range(sides: Sides, question: Question) -> tuple[float, float, list[
     tokens = question.tokens if question.tokens is not None else (question.domain_tokens or 1.0)
     for by in (sides.general, sides.domain):
         trusted = trusted_shares(by.fitted, by.samples.inputs, params=snapped(by, question.params), tokens=tokens)
-        ends = (trusted.low, trusted.high) if by.target == "general" else (1 - trusted.high, 1 - trusted.low)
+        least = max(trusted.low, by.ranked.above or 0.0)
+        ends = (least, trusted.high) if by.target == "general" else (1 - trusted.high, 1 - least)
         narrowed = max(low, ends[0]), min(high, ends[1])
         told += trusted.warnings
         if narrowed[0] < narrowed[1]:

@@ -16,7 +16,8 @@ from cpt.planner.fitting import FloatArray, huber, log_residuals
 from cpt.planner.laws.law import Law, Samples
 
 KINDS = ("share", "tokens", "params")
-Masks = NDArray[np.bool_]
+Mask = NDArray[np.bool_]  # (n,)
+Masks = NDArray[np.bool_]  # (F, n)
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,14 @@ def _size_fold(samples: Samples) -> Masks:
     return np.asarray(samples.inputs.params < sizes[-1])[None, :]
 
 
-def held_out(law: Law, samples: Samples, seed: int = 0) -> dict[str, Score | None]:
-    """Kind -> score over all points that a fold left out, each predicted by the fit that did not see it."""
-    chosen = {kind: masks for kind, masks in folds(samples).items() if len(masks) and (kind != "params" or law.sizes)}
+def held_out(law: Law, samples: Samples, seed: int = 0, judged: Mask | None = None) -> dict[str, Score | None]:
+    """Kind -> score over all points that a fold left out, each predicted by the fit that did not see it.
+
+    Only ``judged`` points (n,) are left out and scored, None: all; the others are always fitted on.
+    """
+    judged = np.ones(len(samples), dtype=bool) if judged is None else judged
+    within = {kind: _among(judged, masks) for kind, masks in folds(samples.select(judged)).items()}
+    chosen = {kind: masks for kind, masks in within.items() if len(masks) and (kind != "params" or law.sizes)}
     result: dict[str, Score | None] = dict.fromkeys(KINDS)
     if not chosen:
         return result
@@ -94,6 +100,13 @@ def held_out(law: Law, samples: Samples, seed: int = 0) -> dict[str, Score | Non
         result[kind] = score(part[left_out], observed[left_out])
         first += len(masks)
     return result
+
+
+def _among(judged: Mask, masks: Masks) -> Masks:
+    """Masks over the judged points as masks over all."""
+    full = np.ones((len(masks), len(judged)), dtype=bool)
+    full[:, judged] = masks
+    return full
 
 
 def mean_score(scores: Mapping[str, Score | None], field: str) -> float | None:

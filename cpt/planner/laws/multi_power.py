@@ -15,9 +15,8 @@ fewer steps than a high one.
 Two or three curves do not tell B, C, beta and gamma apart, and what they leave open decides how far a prediction can be
 trusted. mpl_tied ties them: beta = alpha, since both count the directions that training has not yet reached when no
 direction starts further off than others; gamma = 0.65, as in the paper's fits at three sizes; and what a rate costs is
-concave in it (p = 0.85) and falls with the gradient noise as training goes on (kappa). p and the form were chosen
-by leaving out, in turn, each of the three curves that the paper fits on, and the later part of all three; no other
-curve was used for it.
+concave in it (p = 0.85) and falls with the gradient noise as training goes on (kappa). gamma and p have the lowest
+error on what is left out, in turn, of the three curves that the paper fits on: one of them, or the later part of all.
 
 Owns both formulas and how a schedule is compressed for them: the sum over steps runs over blocks of neighbouring
 steps; a block ends at every wanted step and around every large change, so none reaches beyond a wanted step.

@@ -57,19 +57,43 @@ def test_the_law_that_made_the_data_is_ranked_above_its_simpler_rivals(
         choose(table, "domain", "nope")
 
 
-def test_a_law_that_cannot_rise_is_ranked_last_where_the_data_do(
-    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
-) -> None:
-    rows = observation_rows()
+def rising_at_share_0(rows: Rows) -> Rows:
     for row in rows:
         if row["share_general"] == 0.0 and row["tokens"]:
             row["loss_general"] = 2.6 + 0.1 * np.log(float(row["tokens"]) / 1e9)
-    table = read_observations(write_csv(rows))
+    return rows
+
+
+def test_a_law_that_cannot_rise_is_fitted_and_trusted_above_the_shares_where_the_loss_rises(
+    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
+) -> None:
+    table = read_observations(write_csv(rising_at_share_0(observation_rows())))
+    facts = {line["law"]: line for line in compare_facts(table, ["general"])["ranking"]}
+    assert facts["dcpt"]["trusted_above_share"] == 0.0 and facts["cmr"]["trusted_above_share"] is None
+    by = forecaster(table, "general", "dcpt", num_replicas=2)
+    assert by.samples.inputs.own_share.min() == pytest.approx(0.1)
+    assert any("rises with tokens at shares up to 0" in note for note in by.notes)
+    assert np.abs(by.fitted.predict(by.samples.inputs) - by.samples.losses).mean() < 0.002
+
+
+def test_a_law_that_cannot_rise_is_never_chosen_where_too_few_shares_are_left_for_it(
+    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
+) -> None:
+    table = read_observations(write_csv(rising_at_share_0(observation_rows(shares=(0.0, 0.1, 0.5)))))
     facts = compare_facts(table, ["general"])
     excluded = {line["law"] for line in facts["ranking"] if "rises with tokens" in line["excluded"]}
     assert {"dcpt", "l1", "l5"} <= excluded
     assert facts["ranking"][0]["law"] not in excluded
+    assert choose(table, "general", "auto").law.rises
     assert any("rises with tokens" in line for line in fit_facts(table, "dcpt", "general")["warnings"])
+
+
+def test_a_law_that_can_rise_is_preferred_until_it_errs_half_as_much_again(
+    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
+) -> None:
+    ranking = rank(read_observations(write_csv(rising_at_share_0(observation_rows()))), "general")
+    weighed = [one.mae * (1.0 if one.above is None else 1.5) for one in ranking if not one.excluded]
+    assert weighed == sorted(weighed)
 
 
 def test_rising_runs_are_found_and_noise_is_not_one(two_source_inputs: Any) -> None:

@@ -125,16 +125,22 @@ def files(folder: Path) -> tuple[list[Path], Path]:
     return curves, target
 
 
-def test_the_facts_of_a_prediction_are_json_and_the_same_each_time(tmp_path: Path) -> None:
+def test_the_facts_of_a_prediction_hold_the_losses_of_the_schedule(tmp_path: Path) -> None:
     curves, target = files(tmp_path)
-    facts = verb.predict_curve(curves, target, "mpl", 0)
-    assert json.loads(json.dumps(facts, allow_nan=False)) == facts == verb.predict_curve(curves, target, "mpl", 0)
+    facts = verb.predict_curve(curves, target, "mpl", 0, WARMUP)
     assert facts["law"] == "mpl" and set(facts["params"]) == {"L0", "A", "alpha", "B", "C", "beta", "gamma"}
     assert len(facts["steps"]) == len(facts["loss"]) == len(facts["lr"]) <= verb.MAX_POINTS
-    assert facts["steps"][-1] == TOTAL - 1 and facts["fit"]["mae"] < 1e-3
+    assert (facts["steps"][0], facts["steps"][-1]) == (WARMUP, TOTAL - 1) and facts["fit"]["mae"] < 1e-3
     truth = naive(schedule("linear"), TOTAL - 1, MPL, tied=False)
     assert facts["loss"][-1] == pytest.approx(truth, abs=2e-3)
     assert any("falls to 0" in warning for warning in facts["warnings"])
+
+
+def test_the_facts_are_json_and_the_same_each_time(tmp_path: Path) -> None:
+    curves, target = files(tmp_path)
+    facts = verb.predict_curve(curves, target, "annealing", 0)
+    again = verb.predict_curve(curves, target, "annealing", 0)
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts == again
 
 
 def test_a_prediction_is_shown_as_a_table_and_drawn_as_png_and_svg(tmp_path: Path) -> None:
