@@ -35,7 +35,7 @@ TOLERANCES = (0.03, 0.05, 0.1)
 
 
 def pilot_file(folder: Path, quickstart: Path, name: str, shares: list[float], steps: tuple[int, ...]) -> Path:
-    """Pilots, the grid of full runs, and the twelfth run are all runs of the trainer; only shares and budgets differ."""
+    """Pilots, the grid of full runs, and the twelfth run: all by the trainer, only shares and budgets differ."""
     stores = {"general": str(quickstart / "stores" / "prose"), "domain": str(quickstart / "stores" / "code")}
     template = {
         "run": {"name": "template", "dir": str(folder)},
@@ -120,20 +120,19 @@ def judge(folder: Path, quickstart: Path, pilots: Path, grid: Observations, tole
             for name, value in (("general", float(general)), ("domain", float(domain)))
         },
         "regret_of_rules": {
-            line["name"]: rule(line["share_general"], shares, grid_general, grid_domain, limit, best_domain, gain)
+            line["name"]: rule(line["share_general"], (shares, grid_general, grid_domain), limit, best_domain)
             for line in advised["baselines"]
             if line["share_general"] is not None
         },
     }
 
 
-def rule(
-    share: float, shares: np.ndarray, general: np.ndarray, domain: np.ndarray, limit: float, best: float, gain: float
-) -> dict[str, float]:
-    """What a rule of thumb would have cost, from the grid's measurements."""
+def rule(share: float, grid: tuple[np.ndarray, np.ndarray, np.ndarray], limit: float, best: float) -> dict[str, float]:
+    """What a rule of thumb would have cost, from the measurements of the grid (share, general and domain loss)."""
+    shares, general, domain = grid
     return {
         "share_general": share,
-        "regret_of_gain": (float(np.interp(share, shares, domain)) - best) / gain,
+        "regret_nats": float(np.interp(share, shares, domain)) - best,
         "general_above_limit_nats": max(0.0, float(np.interp(share, shares, general)) - limit),
     }
 

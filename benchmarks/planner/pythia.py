@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cpt.planner.compare import choose, rank
+from cpt.planner.compare import Wanted, choose, rank
 from cpt.planner.laws.table import LAWS
 from cpt.planner.observations import read_observations, samples
 from cpt.planner.scores import share_folds
@@ -83,7 +83,7 @@ def main() -> None:
         query = CriticalQuery(tokens=float(observations.tokens.max()), epsilons=(0.0, 0.01, 0.02, 0.05))
         facts = critical(general, query, domain)
         errors = left_out_shares(table)
-        best = {target: choose(observations, target, "auto").law.name for target in ("general", "domain")}
+        best = {target: choose(observations, target, Wanted("auto")).law.name for target in ("general", "domain")}
     result = {
         "claim": "critical general share at epsilon 0 within 0.01 of 0.285; shares left out within 0.005 nats",
         "machine": f"{platform.machine()}, Python {platform.python_version()}",

@@ -14,6 +14,7 @@ import numpy as np
 
 from cpt.planner.allocate import allocate
 from cpt.planner.base_losses import base_loss
+from cpt.planner.compare import Wanted
 from cpt.planner.critical import critical
 from cpt.planner.fit_law import check_learns, check_suits
 from cpt.planner.forecast import Forecaster, forecaster, predict_facts
@@ -125,8 +126,14 @@ def _laws(
     found = {}
     for target in targets:
         check_suits(observations, asked.law, samples(observations, target)[0])
-        found[target] = forecaster(observations, target, asked.law, seed=asked.seed, progress=progress)
+        found[target] = forecaster(observations, target, _wanted(asked), seed=asked.seed, progress=progress)
     return found
+
+
+def _wanted(asked: Ask) -> Wanted:
+    """Where laws will be asked; a domain corpus used once is taken at equal shares."""
+    tokens = asked.tokens if asked.tokens is not None or asked.domain_tokens is None else 2 * asked.domain_tokens
+    return Wanted(asked.law, _in_billions(asked.params), _in_billions(tokens), varies_size=asked.flops is not None)
 
 
 def _recommend_many(observations: Observations, asked: Ask, progress: Progress | None) -> dict[str, Any]:

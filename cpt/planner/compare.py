@@ -16,16 +16,31 @@ from typing import Any
 import numpy as np
 
 from cpt.planner.admissibility import rising_runs
+from cpt.planner.fitting import FloatArray
 from cpt.planner.laws.law import Law, Samples
 from cpt.planner.laws.table import LAWS
 from cpt.planner.observations import Observations, samples
-from cpt.planner.scores import Score, held_out, mean_score
+from cpt.planner.scores import Score, held_out, token_distance
 from cpt.problems import ConfigError, Problem
 from cpt.rundir import DataError
 
 Progress = Callable[[str], None]
 RISING_PREFERENCE = 1.5
+SAME_SIZE = math.log(1.5)  # models up to this factor apart count as one size
 MIN_SHARES_ABOVE = 3
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which law, ``auto`` or a name, and what it is asked for: parameters and tokens in billions, None: as measured.
+
+    ``varies_size``: it is to compare model sizes.
+    """
+
+    law: str = "auto"
+    params: float | None = None
+    tokens: float | None = None
+    varies_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,24 +54,31 @@ class Ranked:
     num_sizes: int = 1
     above: float | None = None  # own shares up to this one are outside the law
 
-    @property
-    def mae(self) -> float:
-        """Mean held-out error in nats over the kinds of folds that count; infinite where nothing could be held out."""
-        value = self.mean("mae")
-        return math.inf if value is None else value
+    def mean(self, field: str, steps: float = 1.0) -> float | None:
+        """Mean of a score over the kinds of folds that count; the token fold counts ``steps`` times.
 
-    def mean(self, field: str) -> float | None:
-        """Mean of a score over the kinds that count. Size counts from four sizes on: with three, its fold fits two, and
-        two sizes cannot tell the floor from the size term, so that its error is luck.
+        Size counts from four sizes on: with three, its fold fits two, and two sizes cannot tell the floor from the size
+        term, so that its error is luck.
         """
-        counted = {kind: one for kind, one in self.scores.items() if kind != "params" or self.num_sizes > 3}
-        return mean_score(counted, field)
+        weights = {"share": 1.0, "tokens": steps, "params": float(self.num_sizes > 3)}
+        known = {kind: getattr(one, field) for kind, one in self.scores.items() if one is not None and weights[kind]}
+        finite = [kind for kind, value in known.items() if math.isfinite(value)]
+        if not finite:
+            return None
+        return float(sum(weights[kind] * known[kind] for kind in finite) / sum(weights[kind] for kind in finite))
 
-    @property
-    def error(self) -> float:
-        """Typical error at a share that was not measured, in nats: what an interval must allow for."""
-        share = self.scores.get("share")
-        return share.rmse if share is not None else 0.0 if math.isinf(self.mae) else self.mae
+    def order(self, steps: float = 1.0) -> tuple[bool, float]:
+        """Sorts laws: those that may be chosen first, then by error, a preference for laws that can rise included."""
+        error = self.mean("mae", steps)
+        factor = 1.0 if self.above is None else RISING_PREFERENCE
+        return bool(self.excluded), math.inf if error is None else factor * error
+
+    def error(self, distance: FloatArray) -> FloatArray:
+        """(n,) typical error of the law's form, in nats, at a share that was not measured and ``distance`` (n,) beyond
+        the measured tokens in units of the token fold: an extrapolation errs in proportion to the distance.
+        """
+        share, tokens = (one.rmse if one else 0.0 for one in (self.scores.get("share"), self.scores.get("tokens")))
+        return np.asarray(np.sqrt(share**2 + (tokens * distance) ** 2))
 
 
 def unsuitable(law: Law, chosen: Samples) -> str:
@@ -93,9 +115,7 @@ def rank(
         if progress:
             progress(f"{target}: {law.name}")
         ranking.append(_judge(law, chosen, level, seed))
-    return sorted(
-        ranking, key=lambda one: (bool(one.excluded), one.mae * (1.0 if one.above is None else RISING_PREFERENCE))
-    )
+    return sorted(ranking, key=Ranked.order)
 
 
 def _judge(law: Law, chosen: Samples, level: float | None, seed: int) -> Ranked:
@@ -128,22 +148,53 @@ def _too_few(chosen: Samples, laws: Iterable[Law]) -> str:
 
 
 def choose(
-    observations: Observations, target: str, name: str, *, seed: int = 0, progress: Progress | None = None
+    observations: Observations,
+    target: str,
+    wanted: Wanted,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Ranked:
-    """The law called ``name``, or for ``auto`` the best that may be chosen.
+    """The law that is wanted, or for ``auto`` the best that may answer.
+
+    The further the wanted tokens lie beyond the measured ones, the more the error of extrapolating tokens counts.
 
     Raises:
         ConfigError: no such law. DataError: it does not suit the observations.
     """
-    if name == "auto":
-        ranking = [one for one in rank(observations, target, seed=seed, progress=progress) if not one.excluded]
-        if not ranking:
-            raise DataError(f"{observations.path}: no law that sees the mixture suits; run pilots at more shares")
-        return ranking[0]
+    if wanted.law != "auto":
+        return rank(observations, target, [law_called(wanted.law)], seed=seed)[0]
+    chosen, _ = samples(observations, target)
+    steps = 1.0
+    if wanted.tokens is not None:
+        steps = max(1.0, float(token_distance(chosen, np.array([wanted.tokens]))[0]))
+    ranking = rank(observations, target, seed=seed, progress=progress)
+    able = [one for one in ranking if not one.excluded and not unable(one.law, chosen, wanted)]
+    if not able:
+        reasons = {unable(one.law, chosen, wanted) for one in ranking if not one.excluded} - {""}
+        told = "; ".join(sorted(reasons)) or "none that sees the mixture suits"
+        raise DataError(f"{observations.path}: no law can answer this: {told}. Run pilots that cover the question")
+    return min(able, key=lambda one: one.order(steps))
+
+
+def law_called(name: str) -> Law:
+    """Raises ConfigError: no such law."""
     if name not in LAWS:
-        known = ", ".join(LAWS)
-        raise ConfigError(Problem("--law", name, "no such law", f"choose auto or one of {known}"))
-    return rank(observations, target, [LAWS[name]], seed=seed)[0]
+        raise ConfigError(Problem("--law", name, "no such law", f"choose auto or one of {', '.join(LAWS)}"))
+    return LAWS[name]
+
+
+def unable(law: Law, chosen: Samples, wanted: Wanted) -> str:
+    """Why a law cannot answer what is wanted though it suits the observations; empty if it can."""
+    largest = float(chosen.inputs.tokens.max())
+    if wanted.tokens is not None and wanted.tokens > law.reach * largest * (1 + 1e-9):
+        return f"law {law.name} reaches {law.reach:g} times the measured tokens"
+    sizes = np.unique(chosen.inputs.params)
+    if law.sizes or (len(sizes) == 1 and not wanted.varies_size):
+        return ""
+    if wanted.varies_size or (wanted.params is not None and np.abs(np.log(sizes / wanted.params)).min() > SAME_SIZE):
+        return f"law {law.name} knows the measured model sizes alone"
+    return ""
 
 
 def compare_facts(observations: Observations, targets: Iterable[str], *, seed: int = 0,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cpt.planner.admissibility import rising_runs, trusted_shares
-from cpt.planner.compare import unsuitable
+from cpt.planner.compare import Wanted, unsuitable
 from cpt.planner.fitting import FloatArray
 from cpt.planner.forecast import NUM_REPLICAS, QUANTILES, Forecaster, forecaster
 from cpt.planner.laws.law import Samples
@@ -25,7 +25,7 @@ def fit_facts(observations: Observations, law: str, target: str, *, seed: int = 
     """
     chosen, _ = samples(observations, target)
     check_suits(observations, law, chosen)
-    by = forecaster(observations, target, law, seed=seed)
+    by = forecaster(observations, target, Wanted(law), seed=seed)
     chosen = by.samples
     fitted = by.fitted.predict(chosen.inputs)
     quality = score(fitted, chosen.losses)

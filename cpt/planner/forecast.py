@@ -1,8 +1,9 @@
 """A chosen law, fitted, with what is needed to say how wrong it may be.
 
 Owns the interval of a predicted loss (90%). Three things widen it: the bootstrap over runs (which pilots happened to be
-run), the error at held-out shares (how wrong the form of the law is), and the distance outside the measurements
-(``cpt.planner.admissibility.widening``). Refuses sizes that the observations say nothing about.
+run), the error at held-out shares and tokens (how wrong the form of the law is, growing with the log of the tokens
+beyond the measured ones), and the distance outside the measurements (``cpt.planner.admissibility.widening``). Refuses
+sizes that the observations say nothing about.
 """
 
 import math
@@ -13,27 +14,34 @@ from typing import Any
 import numpy as np
 
 from cpt.planner.admissibility import at_shares, extrapolation, trusted_shares, widening
-from cpt.planner.compare import Ranked, choose
+from cpt.planner.compare import Ranked, Wanted, choose
 from cpt.planner.fitting import FloatArray
 from cpt.planner.laws.law import Fitted, Inputs, Samples
 from cpt.planner.observations import BILLION, Observations, samples
+from cpt.planner.scores import token_distance
 from cpt.problems import ConfigError, Problem
 
 NUM_REPLICAS = 200
 QUANTILES = (0.05, 0.95)
 NORMAL_95 = 1.6449  # 95% quantile of the standard normal
 SHARES_DRAWN = np.linspace(0.0, 1.0, 41)
+MISSED = 4.0  # times the median error over shares
+LEAST_MISS = 0.02  # nats
 SAME_SIZE = 1.5  # a model is "the same size" up to this factor
 
 
 @dataclass(frozen=True)
 class Forecaster:
-    """A fitted law of one target; ``notes`` say which points it was fitted on."""
+    """A fitted law of one target; ``notes`` say which points it was fitted on, and where it is not trusted.
+
+    ``above``: own shares up to this one are outside the law, None: no such limit is known.
+    """
 
     ranked: Ranked
     fitted: Fitted
     samples: Samples
     notes: tuple[str, ...]
+    above: float | None = None
 
     @property
     def name(self) -> str:
@@ -56,7 +64,7 @@ class Band:
 def forecaster(
     observations: Observations,
     target: str,
-    law: str = "auto",
+    wanted: Wanted,
     *,
     seed: int = 0,
     num_replicas: int = NUM_REPLICAS,
@@ -67,15 +75,38 @@ def forecaster(
     Raises:
         ConfigError, DataError: an unknown law, or observations that do not suit it.
     """
-    ranked = choose(observations, target, law, seed=seed, progress=progress)
+    ranked = choose(observations, target, wanted, seed=seed, progress=progress)
     chosen, notes = samples(observations, target)
+    everything = chosen
     if ranked.above is not None:
-        chosen = chosen.select(chosen.inputs.own_share > ranked.above)
+        chosen = everything.select(everything.inputs.own_share > ranked.above)
         rises = f"the {target} loss rises with tokens at shares up to {ranked.above:.3g}"
         notes = (*notes, f"{rises}; law {ranked.law.name} cannot, it is fitted on and trusted at the shares above")
     if progress:
         progress(f"{target}: {ranked.law.name}, {num_replicas} bootstrap refits")
-    return Forecaster(ranked, ranked.law.fit(chosen, num_replicas, seed), chosen, notes)
+    fitted = ranked.law.fit(chosen, num_replicas, seed)
+    above = ranked.above
+    if above is None and target in chosen.inputs.sources:
+        above, told = missed_shares(fitted, everything, ranked.law.name)
+        notes = (*notes, *told)
+    return Forecaster(ranked, fitted, chosen, notes, above)
+
+
+def missed_shares(fitted: Fitted, everything: Samples, law: str) -> tuple[float | None, tuple[str, ...]]:
+    """The highest own share, below the middle one, whose measurements the law misses far more than the others; and why.
+
+    Where little is replayed the loss changes in kind, and a law that fits the other shares may be nats away there.
+    """
+    own = everything.inputs.own_share.round(6)
+    misses = np.abs(fitted.predict(everything.inputs) - everything.losses)
+    shares = np.unique(own)
+    errors = np.array([misses[own == share].mean() for share in shares])
+    missed = (errors > MISSED * max(float(np.median(errors)), LEAST_MISS / MISSED)) & (shares < np.median(shares))
+    if not missed.any():
+        return None, ()
+    worst = int(np.flatnonzero(missed)[-1])
+    told = f"law {law} misses the measured {everything.inputs.target} loss at share {shares[worst]:.3g} by"
+    return float(shares[worst]), (f"{told} {errors[worst]:.2g} nats; it is trusted at the shares above",)
 
 
 def check_size(by: Forecaster, params: float) -> None:
@@ -108,7 +139,7 @@ def band(by: Forecaster, inputs: Inputs, *, widen: float = 1.0) -> Band:
     loss = by.fitted.predict(inputs)
     replicas = by.fitted.replicas(inputs)
     low, high = np.quantile(replicas, QUANTILES, axis=0) if len(replicas) else (loss, loss)
-    form = NORMAL_95 * by.ranked.error
+    form = NORMAL_95 * by.ranked.error(token_distance(by.samples, inputs.tokens))
     below = widen * np.sqrt(np.maximum(loss - low, 0) ** 2 + form**2)
     above = widen * np.sqrt(np.maximum(high - loss, 0) ** 2 + form**2)
     return Band(loss, loss - below, loss + above)

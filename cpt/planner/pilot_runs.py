@@ -13,11 +13,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from rich.console import Console
 
@@ -44,11 +45,26 @@ TIDY_SECONDS = 3.0
 EXIT_STOPPED = 143  # what the trainer ends with when it was told to stop, and saved
 
 
+class Child(Protocol):
+    """What is needed of a child process; ``subprocess.Popen`` is one."""
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+Launch = Callable[[Sequence[str], Path, Mapping[str, str]], Child]  # command, log file, environment
+
+
 @dataclass
 class Running:
     """A child process in its slot, and how often it was told to stop."""
 
-    process: subprocess.Popen[bytes]
+    process: Child
     slot: int
     told: int = 0
 
@@ -80,8 +96,20 @@ class StopRequests:
             running.process.send_signal(signal.SIGTERM)
 
 
-def run_pilots(grid: Grid, *, slots: int | None = None, console: Console | None = None) -> int:
+def launch_process(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Child:
+    """Start a command with its output at the end of ``log``."""
+    with log.open("ab") as file:  # a session of its own: Ctrl-C reaches it once, through us
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def run_pilots(
+    grid: Grid, *, slots: int | None = None, console: Console | None = None, launch: Launch = launch_process
+) -> int:
     """Run what is not finished; returns 0, 143 after a signal, or the exit code of the first run that failed.
+    ``launch`` starts a trainer.
 
     Raises:
         ConfigError: the folder holds pilots of other settings.
@@ -94,7 +122,7 @@ def run_pilots(grid: Grid, *, slots: int | None = None, console: Console | None 
         write_run_files(grid)
         write_atomic(grid.facts, json.dumps(grid_facts(grid), indent=1) + "\n")
         progress = progress_for(grid, console)
-        crew = Crew(grid, slots or grid.settings.slots)
+        crew = Crew(grid, slots or grid.settings.slots, launch)
         try:
             crew.work(progress)
         finally:
@@ -151,9 +179,10 @@ def _num_cores() -> int:
 class Crew:
     """The children of one call and what became of every run."""
 
-    def __init__(self, grid: Grid, slots: int) -> None:
+    def __init__(self, grid: Grid, slots: int, launch: Launch = launch_process) -> None:
         self.grid = grid
         self.slots = slots
+        self.launch = launch
         self.running: dict[str, Running] = {}
         self.ended: dict[str, int] = {}  # exit code of what was started here and is not finished
         self.reasons: dict[str, str] = {}
@@ -232,12 +261,7 @@ class Crew:
             self.reasons[pilot.name] = str(error)
             return
         environment = environment_of(slot, slots=self.slots, gpus=self.grid.settings.gpus)
-        with log.open("ab") as file:  # a session of its own: Ctrl-C reaches it once, through us
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
-        self.running[pilot.name] = Running(process, slot)
+        self.running[pilot.name] = Running(self.launch(command, log, environment), slot)
 
     def _reap(self) -> None:
         ended = {name: code for name, one in self.running.items() if (code := one.process.poll()) is not None}

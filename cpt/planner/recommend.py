@@ -24,6 +24,7 @@ from cpt.planner.forecast import QUANTILES, Band, Forecaster, band, check_size, 
 from cpt.planner.laws.law import Inputs
 from cpt.planner.laws.repeats import effective_tokens
 from cpt.planner.observations import BILLION, Observations
+from cpt.planner.scores import token_distance
 from cpt.problems import ConfigError, Problem
 
 GRID_SHARES = 1001
@@ -158,7 +159,7 @@ def allowed_range(sides: Sides, question: Question) -> tuple[float, float, list[
     tokens = question.tokens if question.tokens is not None else (question.domain_tokens or 1.0)
     for by in (sides.general, sides.domain):
         trusted = trusted_shares(by.fitted, by.samples.inputs, params=snapped(by, question.params), tokens=tokens)
-        least = max(trusted.low, by.ranked.above or 0.0)
+        least = max(trusted.low, by.above or 0.0)
         ends = (least, trusted.high) if by.target == "general" else (1 - trusted.high, 1 - least)
         narrowed = max(low, ends[0]), min(high, ends[1])
         told += trusted.warnings
@@ -195,7 +196,8 @@ def _replica_shares(sides: Sides, grid: FloatArray, inputs: tuple[Inputs, Inputs
     general, domain = sides.general.fitted.replicas(inputs[0]), sides.domain.fitted.replicas(inputs[1])
     if not len(general) or not len(domain):
         return np.empty(0)
-    offsets = np.random.default_rng(0x0FF5).normal(size=(len(general), 1)) * sides.general.ranked.error
+    error = sides.general.ranked.error(token_distance(sides.general.samples, inputs[0].tokens))
+    offsets = np.random.default_rng(0x0FF5).normal(size=(len(general), 1)) * error
     return pick(grid, general + offsets, domain, sides.limit)
 
 

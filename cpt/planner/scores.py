@@ -6,8 +6,7 @@ the data cannot give is None, never a made-up number.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,10 +66,25 @@ def share_folds(samples: Samples, *, edges: bool = False) -> Masks:
 
 
 def _token_fold(samples: Samples) -> Masks:
-    distinct = np.unique(samples.inputs.tokens)
-    if len(distinct) < 3:
+    cut = _token_cut(samples)
+    if cut is None:
         return np.empty((0, len(samples)), dtype=bool)
-    return np.asarray(samples.inputs.tokens <= distinct[len(distinct) - 1 - len(distinct) // 3])[None, :]
+    return np.asarray(samples.inputs.tokens <= cut)[None, :]
+
+
+def _token_cut(samples: Samples) -> float | None:
+    distinct = np.unique(samples.inputs.tokens)
+    return float(distinct[len(distinct) - 1 - len(distinct) // 3]) if len(distinct) > 2 else None
+
+
+def token_distance(samples: Samples, tokens: FloatArray) -> FloatArray:
+    """How far ``tokens`` (n,) in billions lie beyond the measured ones, in units of what the token fold extrapolates.
+
+    1 is as far as from the largest count that the fold is fitted on to the largest that it predicts; 0 is inside.
+    """
+    largest, cut = float(samples.inputs.tokens.max()), _token_cut(samples)
+    beyond = np.log(np.maximum(tokens / largest, 1.0))
+    return np.asarray(beyond / (np.log(2.0) if cut is None else np.log(largest / cut)))
 
 
 def _size_fold(samples: Samples) -> Masks:
@@ -107,10 +121,3 @@ def _among(judged: Mask, masks: Masks) -> Masks:
     full = np.ones((len(masks), len(judged)), dtype=bool)
     full[:, judged] = masks
     return full
-
-
-def mean_score(scores: Mapping[str, Score | None], field: str) -> float | None:
-    """Mean of one field over the kinds of folds there are; None without any."""
-    values = [asdict(one)[field] for one in scores.values() if one is not None]
-    finite = [value for value in values if math.isfinite(value)]
-    return float(np.mean(finite)) if finite else None

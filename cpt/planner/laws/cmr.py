@@ -264,7 +264,7 @@ def share_law(name: str, title: str, paper: str, form: ShareForm, *, interior: b
 
     chosen: Fit = fit
     folds = predict_folds_by_fitting(chosen)
-    return Law(name, title, paper, chosen, folds, sizes=False, rises=True, min_shares=4)
+    return Law(name, title, paper, chosen, folds, sizes=False, rises=True, min_shares=4, reach=2.0)
 
 
 def trained_sizes(samples: Samples) -> list[float]:

@@ -7,6 +7,7 @@ or to judge a fit (``cpt.planner.compare``).
 Parameters and tokens enter formulas in billions, which keeps coefficients near one.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -105,7 +106,8 @@ class Law:
     ``fit(samples, num_replicas, seed)`` fits it; ``predict_folds(samples, masks, seed)`` fits it once for each mask
     (True: fitted on) and predicts all points. ``many_sources``: takes any number of sources. ``sizes``: sees the
     model size. ``rises``: its general loss may rise with tokens. ``sees_shares``: False for the baseline that ignores
-    the mixture. ``min_shares``: distinct mixtures that it needs at least.
+    the mixture. ``min_shares``: distinct mixtures that it needs at least. ``reach``: factor beyond the measured tokens
+    up to which it may be chosen; laws whose curves of different shares know nothing of each other have a short one.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Law:
     rises: bool = False
     sees_shares: bool = True
     min_shares: int = 3
+    reach: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import pytest
 
 from cpt.planner.admissibility import extrapolation, rising_runs, widening
 from cpt.planner.base_losses import base_loss
-from cpt.planner.compare import choose, compare_facts, rank
+from cpt.planner.compare import Ranked, Wanted, choose, compare_facts, rank, unable
 from cpt.planner.fit_law import fit_facts
 from cpt.planner.forecast import band, forecaster
 from cpt.planner.laws.dcpt import DCPT, L1, L5
 from cpt.planner.laws.law import Samples
+from cpt.planner.laws.table import LAWS
 from cpt.planner.observations import read_observations, samples
-from cpt.planner.scores import folds, held_out, score, share_folds
+from cpt.planner.scores import folds, held_out, score, share_folds, token_distance
 from cpt.problems import ConfigError
 from cpt.rundir import DataError
 
@@ -52,9 +53,9 @@ def test_the_law_that_made_the_data_is_ranked_above_its_simpler_rivals(
     table = read_observations(write_csv(observation_rows(shares=(0.0, 0.1, 0.25, 0.4, 0.6, 0.8, 1.0), num_tokens=8)))
     ranking = rank(table, "domain", [L5, L1, DCPT])
     assert ranking[-1].law is L5
-    assert choose(table, "domain", "dcpt").law is DCPT
+    assert choose(table, "domain", Wanted("dcpt")).law is DCPT
     with pytest.raises(ConfigError, match="no such law; choose auto or one of dcpt"):
-        choose(table, "domain", "nope")
+        choose(table, "domain", Wanted("nope"))
 
 
 def rising_at_share_0(rows: Rows) -> Rows:
@@ -70,7 +71,7 @@ def test_a_law_that_cannot_rise_is_fitted_and_trusted_above_the_shares_where_the
     table = read_observations(write_csv(rising_at_share_0(observation_rows())))
     facts = {line["law"]: line for line in compare_facts(table, ["general"])["ranking"]}
     assert facts["dcpt"]["trusted_above_share"] == 0.0 and facts["cmr"]["trusted_above_share"] is None
-    by = forecaster(table, "general", "dcpt", num_replicas=2)
+    by = forecaster(table, "general", Wanted("dcpt"), num_replicas=2)
     assert by.samples.inputs.own_share.min() == pytest.approx(0.1)
     assert any("rises with tokens at shares up to 0" in note for note in by.notes)
     assert np.abs(by.fitted.predict(by.samples.inputs) - by.samples.losses).mean() < 0.002
@@ -84,7 +85,7 @@ def test_a_law_that_cannot_rise_is_never_chosen_where_too_few_shares_are_left_fo
     excluded = {line["law"] for line in facts["ranking"] if "rises with tokens" in line["excluded"]}
     assert {"dcpt", "l1", "l5"} <= excluded
     assert facts["ranking"][0]["law"] not in excluded
-    assert choose(table, "general", "auto").law.rises
+    assert choose(table, "general", Wanted("auto")).law.rises
     assert any("rises with tokens" in line for line in fit_facts(table, "dcpt", "general")["warnings"])
 
 
@@ -92,8 +93,34 @@ def test_a_law_that_can_rise_is_preferred_until_it_errs_half_as_much_again(
     observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
 ) -> None:
     ranking = rank(read_observations(write_csv(rising_at_share_0(observation_rows()))), "general")
-    weighed = [one.mae * (1.0 if one.above is None else 1.5) for one in ranking if not one.excluded]
-    assert weighed == sorted(weighed)
+    dcpt = next(one for one in ranking if one.law is DCPT)
+    assert dcpt.order()[1] == pytest.approx(1.5 * (dcpt.mean("mae") or 0))
+    assert [one.order() for one in ranking] == sorted(one.order() for one in ranking)
+
+
+def test_a_law_whose_curves_reach_not_far_is_not_asked_far_away(
+    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
+) -> None:
+    table = read_observations(write_csv(observation_rows(sizes=(1.8,))))
+    chosen, _ = samples(table, "general")
+    cmr = LAWS["cmr"]
+    assert unable(cmr, chosen, Wanted(tokens=51.0)) == ""
+    assert "reaches 2 times the measured tokens" in unable(cmr, chosen, Wanted(tokens=60.0))
+    assert "measured model sizes alone" in unable(cmr, chosen, Wanted(varies_size=True))
+    assert unable(DCPT, chosen, Wanted(tokens=600.0, varies_size=True)) == ""
+    assert choose(table, "general", Wanted(tokens=600.0)).law is not cmr
+
+
+def test_the_error_of_an_extrapolation_grows_with_its_distance_in_log_tokens(
+    synthetic: Any, parameter_sets: Any
+) -> None:
+    chosen, _ = synthetic(parameter_sets["P"], num_tokens=6)
+    late = np.unique(chosen.inputs.tokens)
+    assert token_distance(chosen, np.array([10.0, late[-1], late[-1] ** 2 / late[3]])) == pytest.approx([0, 0, 1])
+    one = Ranked(DCPT, "domain", held_out(DCPT, chosen))
+    inside, further = one.error(np.array([0.0, 2.0]))
+    assert inside == pytest.approx(one.scores["share"].rmse)
+    assert further == pytest.approx(np.hypot(inside, 2 * one.scores["tokens"].rmse))
 
 
 def test_rising_runs_are_found_and_noise_is_not_one(two_source_inputs: Any) -> None:
@@ -122,7 +149,6 @@ def test_an_interval_holds_new_measurements_about_as_often_as_it_says(synthetic:
     hits = []
     from dataclasses import replace
 
-    from cpt.planner.compare import Ranked
     from cpt.planner.forecast import Forecaster
 
     for seed in range(12):
@@ -165,6 +191,6 @@ def test_a_law_with_too_few_points_for_its_parameters_warns_and_does_not_fail(
     observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
 ) -> None:
     few = read_observations(write_csv(observation_rows(sizes=(1.8,), shares=(0.1, 0.4, 0.8), num_tokens=2)))
-    by = forecaster(few, "domain", "dcpt", num_replicas=20)
+    by = forecaster(few, "domain", Wanted("dcpt"), num_replicas=20)
     assert any("cannot be told apart" in line or "did not converge" in line for line in by.fitted.warnings)
     assert np.isfinite(by.fitted.predict(samples(few, "domain")[0].inputs)).all()
