@@ -10,9 +10,7 @@ it covers three shares. In the first 5% of a run's tokens the rate is still re-w
 mixtures describes that, so points there are left out of runs that have four or more.
 """
 
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cpt.planner.csv_table import Table, read_bytes, split_rows
 from cpt.planner.fitting import FloatArray
 from cpt.planner.laws.law import Inputs, Samples
 from cpt.rundir import DataError
@@ -30,7 +29,6 @@ REQUIRED = ("run", "params", "tokens")
 KNOWN = (*REQUIRED, "base", "lr", "seed", "phase")
 SHARE, LOSS = "share_", "loss_"
 TRANSIENT_PART = 0.05
-MAX_BYTES = 256 * 2**20
 BILLION = 1e9
 MAX_PROBLEMS_SHOWN = 12
 
@@ -121,12 +119,13 @@ def read_observations(path: Path) -> Observations:
     Raises:
         DataError: naming the file and every line, column, value and rule that does not hold.
     """
-    raw = _read_bytes(path)
-    header, rows = _split(path, raw)
+    raw = read_bytes(path)
+    header, rows = split_rows(path, raw)
     problems: list[str] = []
-    table = _Table(header, rows, problems)
+    table = Table(header, rows, problems)
     _check_header(path, header)
-    shares = {name.removeprefix(SHARE): table.numbers(name, low=0.0, high=1.0) for name in header if _is(name, SHARE)}
+    every = {name.removeprefix(SHARE): table.numbers(name, low=0.0, high=1.0) for name in header if _is(name, SHARE)}
+    shares = _mixture(every)
     losses = {name.removeprefix(LOSS): table.numbers(name, low=1e-9) for name in header if _is(name, LOSS)}
     observations = Observations(
         path=path,
@@ -140,7 +139,7 @@ def read_observations(path: Path) -> Observations:
         seed=table.numbers("seed"),
         shares=shares,
         losses=losses,
-        extra={name: table.texts(name) for name in header if name not in KNOWN and not _is(name, SHARE, LOSS)},
+        extra={name: table.texts(name) for name in header if _is_extra(name, shares)},
     )
     if not problems:
         observations = _checked_shares(observations, table)
@@ -220,36 +219,6 @@ def _transient(observations: Observations, keep: NDArray[np.bool_]) -> NDArray[n
     return early
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: {path.stat().st_size} bytes is no table of pilot runs (at most {MAX_BYTES})")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give the CSV that `cpt plan pilots` wrote"
-        ) from None
-    if not raw.strip():
-        raise DataError(f"{path}: is empty; it needs a header and rows, see `cpt plan pilots --help`")
-    return raw
-
-
-def _split(path: Path, raw: bytes) -> tuple[list[str], list[list[str]]]:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the table as CSV UTF-8") from None
-    first = text.splitlines()[0]
-    delimiter = ";" if first.count(";") > first.count(",") else "\t" if "\t" in first else ","
-    if "\0" in text:
-        raise DataError(f"{path}: holds zero bytes; it is not a CSV file")
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
-    header = [name.strip().lower() for name in rows[0]]
-    if delimiter == ";":  # the separator of locales that write a decimal comma
-        rows = [[cell.replace(",", ".") for cell in row] for row in rows]
-    return header, rows
-
-
 def _is(name: str, *prefixes: str) -> bool:
     return any(name.startswith(prefix) and len(name) > len(prefix) for prefix in prefixes)
 
@@ -258,7 +227,7 @@ def _check_header(path: Path, header: list[str]) -> None:
     twice = sorted({name for name in header if header.count(name) > 1})
     missing = [name for name in REQUIRED if name not in header]
     shares = [name for name in header if _is(name, SHARE)]
-    if len(shares) < 2 or "share_general" in header or "share_domain" in header:
+    if len(shares) < 2 or shares == ["share_domain"]:
         missing += [name for name in ("share_general", "share_domain") if name not in header]
     wanted = ("loss_general", "loss_domain") if set(shares) <= {"share_general", "share_domain"} else ()
     missing += [name for name in wanted if name not in header]
@@ -273,62 +242,23 @@ def _check_header(path: Path, header: list[str]) -> None:
         )
 
 
-class _Table:
-    """Cells by column name, with the file's line numbers; faults are appended to ``problems``."""
-
-    def __init__(self, header: list[str], rows: list[list[str]], problems: list[str]) -> None:
-        numbered = [(line, row) for line, row in enumerate(rows[1:], start=2) if any(cell.strip() for cell in row)]
-        for line, row in numbered:
-            if len(row) != len(header):
-                problems.append(f"line {line}: {len(row)} cells, the header has {len(header)}; is the file cut short?")
-        if not numbered:
-            problems.append("it has a header but no rows")
-        self.lines = [line for line, _ in numbered]
-        self._columns = {
-            name: [row[i].strip() if i < len(row) else "" for _, row in numbered] for i, name in enumerate(header)
-        }
-        self._problems = problems
-
-    def texts(self, name: str, *, required: bool = False) -> tuple[str, ...]:
-        values = self._columns.get(name, [""] * len(self.lines))
-        if required:
-            self._problems += [f"line {n}: {name} is empty" for n, v in zip(self.lines, values, strict=True) if not v]
-        return tuple(values)
-
-    def numbers(
-        self, name: str, *, low: float = -math.inf, high: float = math.inf, required: bool = False
-    ) -> FloatArray:
-        values = self._columns.get(name, [""] * len(self.lines))
-        return np.array(
-            [
-                self._number(name, line, value, (low, high, required))
-                for line, value in zip(self.lines, values, strict=True)
-            ]
-        )
-
-    def _number(self, name: str, line: int, text: str, rule: tuple[float, float, bool]) -> float:
-        low, high, required = rule
-        if not text:
-            if required:
-                self.problem(line, f"{name} is empty")
-            return math.nan
-        try:
-            value = float(text.replace("_", ""))
-        except ValueError:
-            self.problem(line, f"{name} is {text!r:.60}, not a number")
-            return math.nan
-        if not math.isfinite(value):
-            self.problem(line, f"{name} is {text}; leave the row out (a pilot that diverged) or measure it again")
-        elif not low <= value <= high:
-            limits = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
-            self.problem(line, f"{name} is {text}; it must be {limits}")
-        return value
-
-    def problem(self, line: int, told: str) -> None:
-        self._problems.append(f"line {line}: {told}")
+def _mixture(every: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Shares that sum to 1: general and domain where these two do, the shares inside a group are then mere detail."""
+    pair = {name: every[name] for name in ("general", "domain") if name in every}
+    if len(pair) == 2 and len(every) > 2:
+        total = np.nan_to_num(pair["general"] + pair["domain"])
+        if (np.abs(total[total > 0] - 1) <= 0.0015).all():
+            return pair
+    return dict(every)
 
 
-def _checked_shares(observations: Observations, table: _Table) -> Observations:
+def _is_extra(name: str, shares: Mapping[str, FloatArray]) -> bool:
+    if _is(name, SHARE):
+        return name.removeprefix(SHARE) not in shares
+    return name not in KNOWN and not _is(name, LOSS)
+
+
+def _checked_shares(observations: Observations, table: Table) -> Observations:
     """Shares that sum to 1 exactly; files round them, so each may be off by half of its third decimal."""
     stacked = np.stack([np.nan_to_num(column) for column in observations.shares.values()], axis=1)
     totals = stacked.sum(axis=1)
@@ -342,7 +272,7 @@ def _checked_shares(observations: Observations, table: _Table) -> Observations:
     return replace(observations, shares=shares)
 
 
-def _without_duplicates(observations: Observations, table: _Table) -> Observations:
+def _without_duplicates(observations: Observations, table: Table) -> Observations:
     """Drop rows said twice; the same measurement with two values, or a run with two mixtures, is a problem."""
     seen: dict[tuple[str, str, float, float], int] = {}
     settings: dict[str, int] = {}

@@ -207,3 +207,13 @@ def test_branches_count_as_one_run_with_their_trunk(
     rows = [{**row, "trunk": str(row["run"]).split("-")[1]} for row in observation_rows()]
     chosen, _ = samples(read_observations(write_csv(rows)), "domain")
     assert len(np.unique(chosen.runs)) == 5
+
+
+def test_shares_inside_a_group_are_details_beside_general_and_domain(
+    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
+) -> None:
+    rows = [
+        {**row, "share_web": row["share_general"] and float(row["share_general"]) / 2} for row in observation_rows()
+    ]
+    found = read_observations(write_csv(rows))
+    assert found.two_sided and "share_web" in found.extra
