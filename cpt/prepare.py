@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from cpt.config import DEFAULT_REPLAY_SHARE, ConfigError, Problem, RunConfig, StageSection
 from cpt.data.packing import concat_num_rows
@@ -234,7 +234,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     return {**frozen_facts(prepared.plan), "recommendation": follows, "warnings": list(prepared.warnings)}
 
 
-def render_plan(facts: Mapping[str, Any]) -> Table:
+def render_plan(facts: Mapping[str, Any]) -> RenderableType:
     """The banner's table: which source gives how much, and on whose advice."""
     follows = facts["recommendation"]
     if not follows:

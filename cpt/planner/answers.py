@@ -14,11 +14,11 @@ import numpy as np
 
 from cpt.planner.allocate import allocate
 from cpt.planner.base_losses import base_loss
-from cpt.planner.compare import Wanted
+from cpt.planner.compare import Wanted, choose
 from cpt.planner.critical import critical
 from cpt.planner.fit_law import check_learns, check_suits
 from cpt.planner.forecast import Forecaster, forecaster, predict_facts
-from cpt.planner.laws.table import LAWS
+from cpt.planner.laws.cmr import CMR
 from cpt.planner.many_sources import ManyQuestion, predict_mixture, read_weights, recommend_mixture
 from cpt.planner.observations import BILLION, Observations, samples
 from cpt.planner.recommend import DEFAULT_TOLERANCE, Question, recommend
@@ -178,10 +178,13 @@ def critical_facts(observations: Observations, epsilons: tuple[float, ...], aske
         raise ConfigError(Problem("OBSERVATIONS", str(observations.path), rule, "merge the sources into two"))
     general = samples(observations, "general")[0]
     check_suits(observations, asked.law, general)
+    longest = float(observations.tokens.max())
+    far = asked.tokens is not None and asked.tokens > CMR.reach * longest
+    by_name = asked.law != "auto" or far  # curves across shares reach little beyond the measured tokens
     query = CriticalQuery(
-        tokens=asked.tokens if asked.tokens is not None else float(observations.tokens.max()),
+        tokens=asked.tokens if asked.tokens is not None else longest,
         epsilons=epsilons,
-        law=None if asked.law == "auto" else LAWS[asked.law],
+        law=choose(observations, "general", _wanted(asked), seed=asked.seed).law if by_name else None,
         params=asked.params,
         base_loss=None if asked.params is None else base_loss(observations, "general", asked.params).loss,
         seed=asked.seed,

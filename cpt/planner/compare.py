@@ -200,7 +200,7 @@ def unable(law: Law, chosen: Samples, wanted: Wanted) -> str:
 def compare_facts(observations: Observations, targets: Iterable[str], *, seed: int = 0,
                   progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
     """``ranking`` over all targets in order of targets and error, for ``cpt plan compare``."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for target in targets:
         for one in rank(observations, target, seed=seed, progress=progress):
             rows.append(
@@ -212,12 +212,13 @@ def compare_facts(observations: Observations, targets: Iterable[str], *, seed: i
                     "heldout": {kind: value.mae if value else None for kind, value in one.scores.items()},
                     "excluded": one.excluded,
                     "trusted_above_share": one.above,
+                    "num_points": len(samples(observations, target)[0]),
                     "title": one.law.title,
                 }
             )
     return {
         "observations": str(observations.path),
-        "num_points": int(observations.trained.sum()),
+        "num_points": max(row["num_points"] for row in rows),
         "ranking": rows,
         "warnings": list(observations.warnings),
     }

@@ -142,7 +142,7 @@ def band(by: Forecaster, inputs: Inputs, *, widen: float = 1.0) -> Band:
     form = NORMAL_95 * by.ranked.error(token_distance(by.samples, inputs.tokens))
     below = widen * np.sqrt(np.maximum(loss - low, 0) ** 2 + form**2)
     above = widen * np.sqrt(np.maximum(high - loss, 0) ** 2 + form**2)
-    return Band(loss, loss - below, loss + above)
+    return Band(loss, loss / (1 + below / loss), loss + above)  # below as far in ratio as above, and never under 0
 
 
 def outside(by: Forecaster, *, params: float, tokens: float, share: float) -> tuple[float, list[str]]:

@@ -40,7 +40,7 @@ class PilotsSection(Section):
         (), description="models to continue, of one size or several; default: the template's"
     )
     shares_general: tuple[Share, ...] = Field(
-        (0.0, 0.1, 0.25, 0.5, 0.75), min_length=1, description="shares of general tokens to try"
+        (0.05, 0.1, 0.25, 0.5, 0.75), min_length=1, description="shares of general tokens to try"
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
         (), description="data orders to try, for a measure of noise; default: the template's"

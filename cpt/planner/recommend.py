@@ -30,8 +30,9 @@ from cpt.problems import ConfigError, Problem
 GRID_SHARES = 1001
 MAX_SHARE_ONCE = 0.99  # usage 2: with all general data a domain corpus would last for ever
 DEFAULT_TOLERANCE = 0.03
+NO_LIMIT = "no --tolerance is given: the lowest domain loss is sought, whatever the model forgets"
 PROMISE_POINTS = 24
-PROMISE_RANGE = 50.0  # a promise covers the last factor 50 of the tokens; before that a run is still re-warming
+PROMISE_RANGE = 50.0  # at most; before that a run is still re-warming, and before the shortest pilot nothing is known
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ def recommend(
     limit = bound.loss * (1 + (question.tolerance or 0.0)) if bound else math.inf
     sides = Sides(general, domain, limit)
     low, high, warnings = allowed_range(sides, question)
-    if bound:
-        warnings = [*bound.warnings, *warnings]
+    warnings = [*(bound.warnings if bound else [NO_LIMIT]), *warnings]
     choice = choose_share(sides, question, low, high)
     if not choice.feasible and question.tolerance is not None:
         raise ConfigError(_infeasible(sides, question, choice.share_general))
@@ -243,8 +243,9 @@ def curve(sides: Sides, question: Question, shares: FloatArray) -> list[dict[str
 def promise(sides: Sides, question: Question, share: float) -> list[dict[str, Any]]:
     """Predicted losses along the run at its share: what ``cpt report`` holds against the measurements."""
     budget = float(question.budget(np.array([share]))[0])
+    measured = min(float(by.samples.inputs.tokens.min()) for by in (sides.general, sides.domain))
     points = []
-    for tokens in np.geomspace(budget / PROMISE_RANGE, budget, PROMISE_POINTS):
+    for tokens in np.geomspace(min(max(budget / PROMISE_RANGE, measured), 0.5 * budget), budget, PROMISE_POINTS):
         then = replace(question, tokens=float(tokens))
         general, domain = bands(sides, then, np.array([share]))
         points.append({"tokens": float(tokens) * BILLION, **_point(general, domain, 0)})

@@ -5,12 +5,13 @@ table). Refuses what is neither. Both files are called plan.json where they are 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from cpt.plan import Plan, read_plan
 from cpt.recommendation import KIND, Recommendation, read_recommendation
@@ -79,15 +80,15 @@ def render(facts: Mapping[str, Any]) -> RenderableType:
     return _render_recommendation(facts) if facts["kind"] == "recommendation" else frozen_table(facts)
 
 
-def frozen_table(facts: Mapping[str, Any]) -> Table:
+def frozen_table(facts: Mapping[str, Any]) -> RenderableType:
     """Which source gives how much; ``facts["warnings"]`` stand below it."""
     title = f"plan {facts['fingerprint']}: {facts['steps']:,} steps, {facts['tokens']:,} tokens"
-    table = _table(title, ("source", "group"), ("available", "planned", "share", "epochs"), facts["warnings"])
+    table = _table(("source", "group"), ("available", "planned", "share", "epochs"))
     for source in facts["sources"]:
         shares = " → ".join(f"{share:.1%}" for share in source["shares"])
         available, planned = f"{source['tokens_available']:,}", f"{source['tokens_planned']:,}"
         table.add_row(source["name"], source["group"], available, planned, shares, f"{source['epochs']:.2f}")
-    return table
+    return _with_words(title, table, facts["warnings"])
 
 
 def in_words(facts: Mapping[str, Any]) -> str:
@@ -107,33 +108,39 @@ def _render_recommendation(facts: Mapping[str, Any]) -> RenderableType:
     notes = [f"for {facts['params']:,.0f} parameters{base}{rate}; usage {facts['usage']}; {laws}"]
     notes.append(f"fitted to {facts['observations']['path']}")
     notes += [f"warning: {warning}" for warning in facts["warnings"]]
-    stages = _table(f"recommendation {in_words(facts)}", ("stage",), ("tokens", "general", "domain", "sources"), notes)
+    stages = _table(("stage",), ("tokens", "general", "domain", "sources"))
     for index, stage in enumerate(facts["stages"]):
         general, domain = (_percent(stage[name]) for name in ("share_general", "share_domain"))
         sources = ", ".join(f"{name} {weight:.1%}" for name, weight in stage["weights"].items())
         stages.add_row(str(index), f"{stage['tokens']:,}", general, domain, sources or "-")
-    return Group(stages, _promise_table(facts)) if facts["promise"] else stages
+    shown = _with_words(f"recommendation {in_words(facts)}", stages, notes)
+    return Group(shown, _promise_table(facts)) if facts["promise"] else shown
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _promise_table(facts: Mapping[str, Any]) -> Table:
+def _promise_table(facts: Mapping[str, Any]) -> RenderableType:
     base = {group: loss for group, loss in facts["base_loss"].items() if loss is not None}
     notes = [f"base: {', '.join(f'{group} {loss:.3f}' for group, loss in base.items())}"] if base else []
-    table = _table("promised held-out loss, nats per token", ("tokens",), ("general", "90%", "domain", "90%"), notes)
+    table = _table(("tokens",), ("general", "90%", "domain", "90%"))
     for point in facts["promise"]:
         cells = []
         for group in ("general", "domain"):
             low, high = point[f"{group}_interval"]
             cells += [f"{point[f'loss_{group}']:.3f}", f"{low:.3f} to {high:.3f}"]
         table.add_row(f"{point['tokens']:,.0f}", *cells)
-    return table
+    return _with_words("promised held-out loss, nats per token", table, notes)
 
 
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...], notes: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", caption="\n".join(notes) or None, caption_justify="left")
+def _with_words(title: str, table: Table, notes: Sequence[str]) -> Group:
+    """Words above and below a table at the terminal's width; as a title and caption they would wrap at the table's."""
+    return Group(Text(title, style="bold"), table, *(Text(note) for note in notes))
+
+
+def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    table = Table()
     for column in left:
         table.add_column(column)
     for column in right:

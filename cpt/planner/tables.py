@@ -61,7 +61,10 @@ def render_compare(facts: Facts) -> RenderableType:
     targets = list(dict.fromkeys(row["target"] for row in ranking))
     tables = [_ranking(target, [row for row in ranking if row["target"] == target]) for target in targets]
     titles = {row["law"]: row["title"] for row in ranking}
-    lines = [f"{facts['num_points']} points of {facts['observations']}"]
+    lines = [
+        f"{facts['num_points']} points of {facts['observations']}",
+        "recommend and predict count the error by tokens the more, the further --tokens lies beyond the measured ones",
+    ]
     return _page(_compare_headline(ranking), lines, [*tables, _laws(titles)], facts)
 
 
@@ -130,12 +133,20 @@ def _ranking(target: str, rows: Sequence[Facts]) -> Group:
     for row in rows:
         kinds = row.get("heldout") or {}
         cells = [decimals(kinds.get(kind)) for kind in HELD_OUT]
-        note = f"not chosen ({reasons.index(row['excluded']) + 1})" if row.get("excluded") else ""
-        style = "dim" if note else "bold" if row is first else ""
+        note = f"not chosen ({reasons.index(row['excluded']) + 1})" if row.get("excluded") else _restricted(row)
+        style = "dim" if row.get("excluded") else "bold" if row is first else ""
         cells = [row["law"], decimals(row.get("heldout_mae")), *cells, decimals(row.get("heldout_r2"), 3)]
-        table.add_row(*_texts(*cells, note or ("best" if row is first else "")), style=style)
+        table.add_row(*_texts(*cells, f"best {note}".strip() if row is first else note), style=style)
     notes = [f"({place}) {reason}" for place, reason in enumerate(reasons, start=1)]
+    if any(_restricted(row) for row in rows):
+        told = "above x: cannot rise with tokens, as the loss does up to that share; fitted and trusted above it alone"
+        notes.append(f"{told}, and its error counts 1.5 times against laws that can rise")
     return _block(f"{target.capitalize()} loss: mean absolute error on held-out points, nats per token", table, notes)
+
+
+def _restricted(row: Facts) -> str:
+    above = row.get("trusted_above_share")
+    return "" if above is None or row.get("excluded") else f"above {percent(above)}"
 
 
 def _terms(facts: Facts) -> list[str]:

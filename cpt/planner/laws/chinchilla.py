@@ -36,4 +36,5 @@ CHINCHILLA = parametric(
     title="Chinchilla: E + A/N^alpha + B/D^beta, blind to shares (baseline)",
     paper=PAPER,
     many_sources=True,
+    sees_shares=False,
 )
