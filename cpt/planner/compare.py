@@ -172,8 +172,8 @@ def choose(
     able = [one for one in ranking if not one.excluded and not unable(one.law, chosen, wanted)]
     if not able:
         reasons = {unable(one.law, chosen, wanted) for one in ranking if not one.excluded} - {""}
-        told = "; ".join(sorted(reasons)) or "none that sees the mixture suits"
-        raise DataError(f"{observations.path}: no law can answer this: {told}. Run pilots that cover the question")
+        told = f"{'; '.join(sorted(reasons))}. Run pilots that cover the question" if reasons else ""
+        raise DataError(f"{observations.path}: no law can answer this: {told or _too_few(chosen, LAWS.values())}")
     return min(able, key=lambda one: one.order(steps))
 
 

@@ -36,6 +36,8 @@ from cpt.data.token_store import StoreLabel, TokenizerFacts, write_split
 from cpt.eval.records import EvalRecord, SourceEval, aggregate
 from cpt.model.build import Needs, build_model
 from cpt.plan import PlanSource, StageWish, build_plan
+from cpt.planner.laws.table import LAWS
+from cpt.planner.pilots import PilotsFile
 from cpt.recommendation import BaseLoss, LawNames, ObservationsFile, PromisePoint, Recommendation, RecommendedStage
 from cpt.rundir import RunDir
 from cpt.train.engine import Topology
@@ -54,6 +56,8 @@ PLACEHOLDERS = {"TOKENIZER": "runs/quickstart/tokenizer"}
 VOCAB_SIZE, SEQ_LEN, BATCH_TOKENS = 300, 16, 64
 # Appended where several processes start: what is shown is that they do, and they cost more than the steps.
 FEW_STEPS = f" train.tokens={4 * BATCH_TOKENS} eval.at_steps=[]"
+# The planning page's questions about runs/ count in steps of so many tokens; the workplace's table in its own.
+STEP_TOKENS = 2048
 MAKE = {"make quickstart": "cpt quickstart", "make test": "-m pytest"}
 
 
@@ -87,9 +91,14 @@ def write_corpus(path: Path, documents: list[str]) -> None:
 
 
 def shrink_run_files(folder: Path) -> None:
-    """The same runs with the same number of steps, on rows of 16 tokens."""
+    """The same runs with the same number of steps, on rows of 16 tokens; of the pilots two short ones."""
     for path in folder.glob("*_cpu.yaml"):
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "pilots" in raw:
+            tiny = {"train.global_batch_tokens": BATCH_TOKENS, "eval.tokens_per_source": 64}
+            few = {"full": None, "budgets": [8 * BATCH_TOKENS], "shares_general": [0.0, 0.5]}
+            path.write_text(yaml.safe_dump({"pilots": raw["pilots"] | {"overrides": tiny} | few}), encoding="utf-8")
+            continue
         steps = int(str(raw["train"]["tokens"]).replace("_", "")) // raw["train"]["global_batch_tokens"]
         raw["data"]["seq_len"] = SEQ_LEN
         raw["train"] |= {"tokens": steps * BATCH_TOKENS, "global_batch_tokens": BATCH_TOKENS, "micro_batch_size": 2}
@@ -98,7 +107,7 @@ def shrink_run_files(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def quickstarted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quickstarted(tmp_path_factory: pytest.TempPathFactory, write_planning_tables: Callable[..., None]) -> Path:
     """What ``make quickstart`` leaves behind, and a corpus of one's own, all tiny."""
     root = tmp_path_factory.mktemp("quickstarted")
     made = root / "runs" / "quickstart"
@@ -126,6 +135,7 @@ def quickstarted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(made / "tokenizer", made / "base_hf", dirs_exist_ok=True)
     shutil.copytree(ROOT / "configs", root / "configs")
     shrink_run_files(root / "configs" / "runs")
+    write_planning_tables(root, params=base.num_parameters(), step_tokens=BATCH_TOKENS)
     return root
 
 
@@ -134,8 +144,25 @@ def workplace(quickstarted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(quickstarted, tmp_path / "workplace"))
 
 
+def made_small(command: str) -> str:
+    """Laws are compared by ``cpt plan compare`` alone; the quickstart's pilots are asked about as many steps of the
+    workplace's size.
+    """
+    if re.match(r"cpt plan (recommend|predict) ", command) and "--law" not in command:
+        command += " --law l1"
+    command = command.replace(f"batch_tokens={STEP_TOKENS}", f"batch_tokens={BATCH_TOKENS}")
+    if "runs/pilots_cpu" not in command:
+        return command
+
+    def smaller(option: re.Match[str]) -> str:
+        return f"{option[1]} {float(option[2]) * BATCH_TOKENS / STEP_TOKENS:g}"
+
+    return re.sub(r"(--tokens) (\S+)", smaller, command)
+
+
 def run_here(command: str, cpt: Callable[..., Any]) -> None:
     """A `cpt` command in this process, which has torch loaded already; globs are expanded as a shell does."""
+    command = made_small(command)
     words = [found for word in shlex.split(command, comments=True) for found in sorted(glob.glob(word)) or [word]]
     done = cpt(*words[1:])
     assert done.code == 0, f"{command}\n{done.text[-4000:]}"
@@ -220,8 +247,12 @@ def test_python_examples_give_what_they_show(page: Path) -> None:
 def test_yaml_examples_fit_the_run_file_they_change(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for body in blocks(page, "yaml"):
+        sections = yaml.safe_load(body)
+        if "pilots" in sections:
+            assert PilotsFile.model_validate(sections).pilots.run.is_file()
+            continue
         raw = load_config(ROOT / "configs" / "runs" / "cpt_cpu.yaml").model_dump(mode="json")
-        for section, values in yaml.safe_load(body).items():
+        for section, values in sections.items():
             raw[section] |= values
         validate(raw)
 
@@ -231,6 +262,13 @@ def test_every_schedule_is_explained_and_drawn() -> None:
     drawn = load_script(ROOT / "docs" / "images" / "make_images.py").SCHEDULES
     assert {entry["name"] for entry in drawn} == set(SCHEDULES)
     assert all(f"| `{name}`" in page for name in SCHEDULES)
+
+
+def test_every_law_is_explained_by_what_it_can() -> None:
+    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| [^|]+ \| ?(yes|) ?\| ?(yes|) ?\| ?(yes|) ?\| ", page, re.M)
+    told = {name: tuple(cell == "yes" for cell in cells) for name, *cells in rows}
+    assert told == {law.name: (law.sizes, law.rises, law.many_sources) for law in LAWS.values()}
 
 
 def test_pictures_are_what_the_code_draws() -> None:
@@ -368,10 +406,12 @@ def test_run_folder_paths_are_the_ones_in_use() -> None:
 # --- numbers, links and names
 
 
-def test_measured_numbers_are_those_of_the_result_files() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_measured_numbers_are_those_of_the_result_files(page: Path) -> None:
     script = load_script(ROOT / "docs" / "fill_numbers.py")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert text == script.filled(text), "numbers differ from benchmarks/results: python docs/fill_numbers.py"
+    assert len(script.MARKER.findall(text)) == text.count("<!-- measured:"), "a marker is broken over two lines"
 
 
 def test_a_missing_result_shows_a_dash_and_a_measured_one_its_number(
@@ -381,8 +421,9 @@ def test_a_missing_result_shows_a_dash_and_a_measured_one_its_number(
     monkeypatch.setattr(script, "RESULTS", tmp_path)
     text = "| 7.0<!-- measured: a.json x/1M (q)/y .1f --> s |"
     assert script.filled(text).startswith("| –<!--")  # noqa: RUF001
-    (tmp_path / "a.json").write_text('{"x": {"1M (q)": {"y": 2.25}}}')
+    (tmp_path / "a.json").write_text('{"x": {"1M (q)": {"y": 2.25}}, "z": [1, {"w": 3}]}')
     assert script.filled(text) == text.replace("7.0", "2.2")
+    assert script.filled("0<!-- measured: a.json z/1/w d -->").startswith("3<!--")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
