@@ -36,7 +36,6 @@ def samples_of(part: str, target: str) -> Samples:
 
 @pytest.mark.parametrize("target", ["stackexchange", "pile_cc"])
 def test_power_transfer_predicts_unseen_mixtures_better_than_trees(target: str) -> None:
-    pytest.importorskip("lightgbm")
     train, test = samples_of("train", target), samples_of("test", target)
     ours, trees = (law.fit(train, 0, 0).predict(test.inputs) for law in (POWER_TRANSFER, REGMIX))
     assert np.abs(ours - test.losses).mean() < 0.9 * np.abs(trees - test.losses).mean()

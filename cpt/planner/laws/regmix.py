@@ -6,13 +6,10 @@ N parameters and D tokens in billions, L in nats per token, h the shares of all 
 need not be a source. Trees by LightGBM with the paper's settings (1000 rounds at rate 0.01). Bootstrap replicates are
 refits under one Dirichlet weight per run, with five times fewer and larger steps. Trees are constant outside the data:
 this law cannot extrapolate, neither to larger models or budgets nor beyond the sampled mixtures.
-
-LightGBM is optional; it is imported when the law is first fitted.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,10 +17,10 @@ import numpy as np
 from cpt.planner.fitting import FloatArray, bootstrap_weights
 from cpt.planner.laws.law import Inputs, Law, Samples, predict_folds_by_fitting
 from cpt.planner.laws.scale_terms import num_mixtures
-from cpt.problems import ConfigError, Problem
 
 ROUNDS, RATE = 1000, 0.01
 FEW_MIXTURES = 64
+MAX_REPLICAS = 50
 SETTINGS = {"objective": "regression", "num_threads": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1}
 
 
@@ -54,17 +51,15 @@ def features(inputs: Inputs) -> FloatArray:
 
 
 def fit(samples: Samples, num_replicas: int, seed: int) -> RegMixFit:
-    """
-    Raises:
-        ConfigError: LightGBM is not installed.
-    """
-    lightgbm = _lightgbm()
-    weights = bootstrap_weights(samples.runs, num_replicas, seed)
-    replicates = tuple(_train(lightgbm, samples, weight, seed, quick=True) for weight in weights)
-    return RegMixFit(_train(lightgbm, samples, None, seed), replicates, _warnings(samples))
+    """Trees on all samples, and at most ``MAX_REPLICAS`` times on resampled ones: each costs as much as a whole law."""
+    weights = bootstrap_weights(samples.runs, min(num_replicas, MAX_REPLICAS), seed)
+    replicates = tuple(_train(samples, weight, seed, quick=True) for weight in weights)
+    return RegMixFit(_train(samples, None, seed), replicates, _warnings(samples))
 
 
-def _train(lightgbm: ModuleType, samples: Samples, weight: FloatArray | None, seed: int, *, quick: bool = False) -> Any:
+def _train(samples: Samples, weight: FloatArray | None, seed: int, *, quick: bool = False) -> Any:
+    import lightgbm  # takes half a second, which every verb that only looks at the table of laws would wait
+
     smallest_leaf = int(np.clip(len(samples) // 10, 1, 20))  # LightGBM's own 20, where there are points enough
     speed = 5 if quick else 1
     settings = {**SETTINGS, "learning_rate": speed * RATE, "min_data_in_leaf": smallest_leaf, "seed": seed}
@@ -79,15 +74,6 @@ def _warnings(samples: Samples) -> tuple[str, ...]:
     return (f"regression trees want hundreds of mixtures, the observations hold {mixtures}; prefer a parametric law",)
 
 
-def _lightgbm() -> ModuleType:
-    try:
-        import lightgbm
-    except ImportError as error:
-        fix = "install the extra: pip install 'cpt[plan]', or choose the law power-transfer"
-        raise ConfigError(Problem("--law", "regmix", "needs lightgbm, which is not installed", fix)) from error
-    return lightgbm  # type: ignore[no-any-return,unused-ignore]
-
-
 REGMIX = Law(
     name="regmix",
     title="RegMix: boosted regression trees over shares, log N and log D",
@@ -97,4 +83,5 @@ REGMIX = Law(
     many_sources=True,
     rises=True,
     min_shares=8,
+    reach=1.0,  # a tree is constant beyond its data
 )

@@ -1,16 +1,12 @@
-"""RegMix's trees: rank and best mixture of a synthetic law, bootstrap, and what a missing LightGBM says."""
-
-import sys
+"""RegMix's trees: rank and best mixture of a synthetic law and bootstrap."""
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from cpt.planner.laws.law import Inputs, Samples
 from cpt.planner.laws.regmix import REGMIX
 from cpt.planner.simplex import at_scale, average_of_best, replicates
-from cpt.problems import ConfigError
 
 SOURCES = ("a", "b", "c")
 
@@ -22,7 +18,6 @@ def samples_of(shares: NDArray[np.float64]) -> Samples:
 
 
 def test_trees_rank_new_mixtures_and_find_the_best_one() -> None:
-    pytest.importorskip("lightgbm")
     shares = np.random.default_rng(0).dirichlet(np.ones(3), size=356)
     known, new = samples_of(shares[:256]), samples_of(shares[256:])
     fitted = REGMIX.fit(known, 0, 0)
@@ -32,7 +27,6 @@ def test_trees_rank_new_mixtures_and_find_the_best_one() -> None:
 
 
 def test_replicates_differ_and_few_mixtures_are_warned_of() -> None:
-    pytest.importorskip("lightgbm")
     samples = samples_of(np.random.default_rng(1).dirichlet(np.ones(3), size=40))
     fitted = REGMIX.fit(samples, 3, 0)
     assert "hold 40" in fitted.warnings[0]
@@ -40,9 +34,3 @@ def test_replicates_differ_and_few_mixtures_are_warned_of() -> None:
     assert rows.shape == (3, 40) and rows.std(axis=0).max() > 0
     np.testing.assert_array_equal(replicates(fitted)[1].predict(samples.inputs), rows[1])
     assert REGMIX.fit(samples, 0, 0).replicas(samples.inputs).shape == (0, 40)
-
-
-def test_a_missing_lightgbm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lightgbm", None)
-    with pytest.raises(ConfigError, match=r"needs lightgbm.*pip install 'cpt\[plan\]'"):
-        REGMIX.fit(samples_of(np.full((9, 3), 1 / 3)), 0, 0)
