@@ -133,6 +133,10 @@ def recommend(
     if not choice.feasible and question.tolerance is not None:
         raise ConfigError(_infeasible(sides, question, choice.share_general))
     widen, told = _outside(sides, question, choice.share_general)
+    if 0 < low >= choice.share_general - 1e-6:
+        told.append(
+            f"{low:.3g} is the lowest share that may be recommended here; a pilot below it may allow less replay"
+        )
     return {
         "usage": "tolerance" if question.tokens is not None else "domain-tokens",
         "share_general": choice.share_general,
@@ -153,8 +157,14 @@ def recommend(
 
 
 def allowed_range(sides: Sides, question: Question) -> tuple[float, float, list[str]]:
-    """Shares of general data at which both laws' trends hold; ends of the range and what was cut off."""
-    low, high = 0.0, 1.0 if question.tokens is not None else MAX_SHARE_ONCE
+    """Shares of general data between the pilots' at which both laws' trends hold; the range and what was cut off.
+
+    Towards either end losses change in kind (with no replay the general loss jumps), so shares that no pilot came near
+    are not recommended whatever a law says of them.
+    """
+    measured = sides.general.samples.inputs.own_share
+    low, high = float(measured.min()), float(measured.max())
+    high = high if question.tokens is not None else min(high, MAX_SHARE_ONCE)
     told: list[str] = []
     tokens = question.tokens if question.tokens is not None else (question.domain_tokens or 1.0)
     for by in (sides.general, sides.domain):

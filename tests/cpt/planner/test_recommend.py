@@ -265,5 +265,13 @@ def test_a_recommendation_stays_above_the_shares_where_the_general_loss_rises_an
         if row["share_general"] in (0.0, 0.1) and row["tokens"]:
             row["loss_general"] = float(row["loss_general"]) + 0.3 * np.log(float(row["tokens"]) / 1e9)
     facts = recommend_facts(read_observations(write_csv(rows)), replace(ASKED, tolerance=5.0))
-    assert facts["share_general"] >= 0.1
-    assert facts["trusted_shares"][0] == pytest.approx(0.1)
+    assert facts["share_general"] >= 0.25
+    assert facts["trusted_shares"] == pytest.approx([0.25, 0.75])
+    assert any("is the lowest share that may be recommended here" in line for line in facts["warnings"])
+
+
+def test_shares_that_no_pilot_came_near_are_not_recommended(
+    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
+) -> None:
+    table = read_observations(write_csv(observation_rows(shares=(0.2, 0.4, 0.6))))
+    assert recommend_facts(table, replace(ASKED, tolerance=1.0))["share_general"] == pytest.approx(0.2)
