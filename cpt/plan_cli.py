@@ -99,6 +99,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit one law and say how far to trust it: cpt plan fit observations.csv --law dcpt --target domain"""
+    _check_out(out, observations)
     from cpt.planner.fit_law import fit_facts
     from cpt.planner.observations import read_observations
     from cpt.planner.pictures import draw_fit
@@ -116,6 +117,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Rank all laws by the error on what they were not fitted on: cpt plan compare observations.csv"""
+    _check_out(out, observations)
     from cpt.planner.compare import compare_facts
     from cpt.planner.observations import read_observations
     from cpt.planner.pictures import draw_compare
@@ -157,6 +159,7 @@ def recommend(
 
     Size and tokens for a compute budget: --flops 1e22 --share-general 0.2
     """
+    _check_out(out, observations)
     from cpt.planner.answers import Ask, recommend_facts
     from cpt.planner.observations import read_observations
     from cpt.planner.pictures import draw_recommend
@@ -200,6 +203,7 @@ def critical(
     """The smallest general share that forgets no more than epsilon (CMR): cpt plan critical observations.csv --tokens
     20e9 --epsilon 0.0 0.01 0.02 0.05
     """
+    _check_out(out, observations)
     from cpt.planner.answers import Ask, critical_facts
     from cpt.planner.critical import render
     from cpt.planner.critical_figure import draw_critical
@@ -229,6 +233,7 @@ def predict(
     """Predict one loss with its interval: cpt plan predict observations.csv --target domain --tokens 20e9
     --share-general 0.25
     """
+    _check_out(out, observations)
     from cpt.planner.answers import Ask, predicted_facts
     from cpt.planner.observations import read_observations
     from cpt.planner.pictures import draw_predict
@@ -256,6 +261,7 @@ def predict_curve(
     """Predict a whole loss curve under another learning-rate schedule: cpt plan predict-curve cosine.csv constant.csv
     --schedule wsd.csv
     """
+    _check_out(out, schedule, *curves)
     from cpt.planner.curve_figure import draw_curve
     from cpt.planner.predict_curve import predict_curve as curve_facts
     from cpt.planner.predict_curve import render
@@ -279,6 +285,24 @@ def _show(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:
     from rich.console import Console
 
     Console().print(render(facts))
+
+
+def _check_out(out: Path, *inputs: Path) -> None:
+    """Raises ConfigError, before anything is computed, where ``out`` cannot be written or is one of the inputs."""
+    from cpt.problems import ConfigError, Problem
+
+    target = out.absolute()
+    rule = ""
+    if any(target == given.absolute() for given in inputs):
+        rule = "is an input; it would be overwritten"
+    elif target.suffix in (".png", ".svg"):
+        rule = "is the name of the figure; the JSON goes beside it"
+    elif target.is_dir():
+        rule = "is a folder"
+    elif any(parent.exists() and not parent.is_dir() for parent in target.parents):
+        rule = "lies below a file"
+    if rule:
+        raise ConfigError(Problem("--out", str(out), rule, "give the name of a JSON file, such as plan.json"))
 
 
 @contextmanager

@@ -33,16 +33,32 @@ def at_shares(like: Inputs, own_shares: FloatArray, *, params: float, tokens: fl
     shares = np.empty((len(own_shares), 2))
     shares[:, own], shares[:, 1 - own] = own_shares, 1 - own_shares
     full = np.ones(len(own_shares))
-    known = like.base_loss[np.isclose(like.params, params)]
     return Inputs(
         target=like.target,
         sources=like.sources,
         params=params * full,
         tokens=tokens * full,
         shares=shares,
-        lr=float(np.nanmedian(like.lr)) * full if np.isfinite(like.lr).any() else np.nan * full,
-        base_loss=float(known[0]) * full if known.size else np.nan * full,
+        lr=float(np.median(like.lr)) * full,  # NaN unless all are known: a law sees the rate in every row or in none
+        base_loss=base_at(like, params * full),
+        bases=like.bases,
     )
+
+
+def base_at(like: Inputs, params: FloatArray) -> FloatArray:
+    """(n,) loss before training at sizes ``params`` (n,) in billions: as measured, or a power of the size between.
+
+    NaN where no base was measured, and far from the only one that was.
+    """
+    sizes, losses = np.array(like.bases).reshape(-1, 2).T
+    if not len(sizes):
+        return np.full(len(params), np.nan)
+    apart = np.abs(np.log(sizes[None, :] / params[:, None]))
+    nearest, distance = losses[np.argmin(apart, axis=1)], apart.min(axis=1)
+    if len(np.unique(sizes)) == 1:
+        return np.asarray(np.where(distance < np.log(1.5), nearest, np.nan))
+    slope, level = np.polyfit(np.log(sizes), np.log(losses), 1)
+    return np.asarray(np.where(distance < 0.01, nearest, np.exp(level + slope * np.log(params))))
 
 
 def trusted_shares(fitted: Fitted, like: Inputs, *, params: float, tokens: float) -> TrustedShares:
@@ -93,18 +109,9 @@ def _largest_rise(losses: FloatArray) -> float:
     return float((losses - np.minimum.accumulate(losses)).max())
 
 
-def extrapolation(samples: Samples, *, params: float, tokens: float, share: float) -> dict[str, float]:
-    """How far a question lies outside the measurements: factor in N, factor in D, and distance in share (billions).
-
-    1 (or 0 for the share) means inside. A factor is that to the nearest measured end.
-    """
-    inputs = samples.inputs
-    own = inputs.own_share
-    return {
-        "params": _factor(params, inputs.params),
-        "tokens": _factor(tokens, inputs.tokens),
-        "share": max(0.0, float(own.min()) - share, share - float(own.max())),
-    }
+def extrapolation(samples: Samples, *, params: float, tokens: float) -> dict[str, float]:
+    """Factors by which size and tokens (billions) lie outside the measurements, to the nearest end; 1 is inside."""
+    return {"params": _factor(params, samples.inputs.params), "tokens": _factor(tokens, samples.inputs.tokens)}
 
 
 def _factor(value: float, measured: FloatArray) -> float:
@@ -112,15 +119,12 @@ def _factor(value: float, measured: FloatArray) -> float:
 
 
 def widening(samples: Samples, factors: dict[str, float]) -> float:
-    """Factor for the half-width of an interval: 1 inside the data, plus the distance outside in units of the range.
+    """Factor for the half-width of an interval: 1 inside the data, plus the log distance outside in units of the range.
 
-    In log N and log D one unit is the covered range, at least a factor 2; for the share it is the covered range. So
-    fitting 0.5B to 4B and asking for 8B widens by a third.
+    One unit is the covered range, at least a factor 2. So fitting 0.5B to 4B and asking for 8B widens by a third.
     """
-    inputs = samples.inputs
-    own = inputs.own_share
     total = 1.0
-    for name, measured in (("params", inputs.params), ("tokens", inputs.tokens)):
+    for name, measured in (("params", samples.inputs.params), ("tokens", samples.inputs.tokens)):
         covered = max(np.log(2.0), float(np.log(measured.max() / measured.min())))
         total += float(np.log(factors[name])) / covered
-    return total + factors["share"] / max(0.05, float(own.max() - own.min()))
+    return total

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from cpt.planner.admissibility import at_shares
+from cpt.planner.admissibility import at_shares, base_at
 from cpt.planner.fitting import FloatArray
-from cpt.planner.forecast import QUANTILES, Forecaster, band, outside
+from cpt.planner.forecast import QUANTILES, Forecaster, band, outside, said
 from cpt.planner.laws.law import Inputs
-from cpt.planner.observations import BILLION
+from cpt.planner.observations import BILLION, Observations
 from cpt.problems import ConfigError, Problem
 from cpt.rundir import DataError
 
@@ -27,7 +27,7 @@ def along_budget(by: Forecaster, log_sizes: FloatArray, compute: float, share_ge
     own = share_general if by.target == "general" else 1 - share_general
     like = at_shares(by.samples.inputs, np.full(len(log_sizes), own), params=1.0, tokens=1.0)
     sizes = np.exp(log_sizes)
-    return replace(like, params=sizes, tokens=compute / sizes)
+    return replace(like, params=sizes, tokens=compute / sizes, base_loss=base_at(by.samples.inputs, sizes))
 
 
 def best_size(by: Forecaster, compute: float, share_general: float) -> float:
@@ -40,7 +40,9 @@ def best_size(by: Forecaster, compute: float, share_general: float) -> float:
     return float(np.exp(grid[len(grid) // 2]))
 
 
-def allocate(general: Forecaster, domain: Forecaster, *, flops: float, share_general: float) -> dict[str, Any]:
+def allocate(
+    observations: Observations, general: Forecaster, domain: Forecaster, *, flops: float, share_general: float
+) -> dict[str, Any]:
     """The facts of ``cpt plan recommend --flops``: the best size and tokens, their interval, and measured sizes beside.
 
     Raises:
@@ -58,6 +60,7 @@ def allocate(general: Forecaster, domain: Forecaster, *, flops: float, share_gen
     compute = flops / FLOPS_PER_PARAMETER_TOKEN / BILLION**2
     size = best_size(domain, compute, share_general)
     widen, told = outside(domain, params=size, tokens=compute / size, share=1 - share_general)
+    told += outside(general, params=size, tokens=compute / size, share=share_general)[1]
     point = along_budget(domain, np.log([size]), compute, share_general)
     own = band(domain, point, widen=widen)
     other = band(general, along_budget(general, np.log([size]), compute, share_general), widen=widen)
@@ -69,7 +72,7 @@ def allocate(general: Forecaster, domain: Forecaster, *, flops: float, share_gen
         "interval": [share_general, share_general],
         "params": size * BILLION,
         "tokens": compute / size * BILLION,
-        "params_interval": [end * BILLION for end in _size_interval(domain, compute, share_general)],
+        "params_interval": [end * BILLION for end in _size_interval(domain, compute, share_general, size, widen)],
         "predicted": {
             "loss_general": float(other.loss[0]),
             "loss_domain": float(own.loss[0]),
@@ -78,17 +81,21 @@ def allocate(general: Forecaster, domain: Forecaster, *, flops: float, share_gen
         },
         "baselines": [_at_size(general, domain, float(n), compute, share_general, float(own.loss[0])) for n in sizes],
         "law": {"general": general.name, "domain": domain.name},
-        "warnings": [*domain.notes, *domain.fitted.warnings, *told],
+        "warnings": list(dict.fromkeys([*observations.warnings, *said(general), *said(domain), *told])),
     }
 
 
-def _size_interval(by: Forecaster, compute: float, share_general: float) -> tuple[float, float]:
+def _size_interval(
+    by: Forecaster, compute: float, share_general: float, size: float, widen: float
+) -> tuple[float, float]:
+    """Where the replicates put the best size (billions), ``widen`` times as far from it in log size."""
     grid = LOG_SIZES[::4]
     replicas = by.fitted.replicas(along_budget(by, grid, compute, share_general))
     if not len(replicas):
         return (float("nan"), float("nan"))
-    ends = np.quantile(np.exp(grid[np.argmin(replicas, axis=1)]), QUANTILES)
-    return float(ends[0]), float(ends[1])
+    low, high = np.quantile(grid[np.argmin(replicas, axis=1)], QUANTILES)
+    at = np.log(size)
+    return float(np.exp(at - widen * max(at - low, 0.0))), float(np.exp(at + widen * max(high - at, 0.0)))
 
 
 def _at_size(

@@ -6,7 +6,7 @@ defaults of sizes and budgets. Refuses options that contradict each other, all o
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from cpt.planner.allocate import allocate
 from cpt.planner.base_losses import base_loss
-from cpt.planner.compare import Wanted, choose
+from cpt.planner.compare import Wanted
 from cpt.planner.critical import critical
 from cpt.planner.fit_law import check_learns, check_suits
-from cpt.planner.forecast import Forecaster, forecaster, predict_facts
+from cpt.planner.forecast import Forecaster, check_size, forecaster, outside_scale, predict_facts, snapped
 from cpt.planner.laws.cmr import CMR
 from cpt.planner.many_sources import ManyQuestion, predict_mixture, read_weights, recommend_mixture
 from cpt.planner.observations import BILLION, Observations, samples
@@ -86,7 +86,7 @@ def recommend_facts(observations: Observations, asked: Ask, *, progress: Progres
     check_learns(observations, samples(observations, "domain")[0])
     general, domain = _laws(observations, ("general", "domain"), asked, progress).values()
     if asked.flops is not None and asked.share_general is not None:
-        return allocate(general, domain, flops=asked.flops, share_general=asked.share_general)
+        return allocate(observations, general, domain, flops=asked.flops, share_general=asked.share_general)
     return recommend(observations, general, domain, _question(observations, asked))
 
 
@@ -136,7 +136,21 @@ def _wanted(asked: Ask) -> Wanted:
     return Wanted(asked.law, _in_billions(asked.params), _in_billions(tokens), varies_size=asked.flops is not None)
 
 
+def _check_many(observations: Observations, asked: Ask) -> None:
+    problems = []
+    for name in ("flops", "share_general", "domain_tokens", "general_tokens"):
+        if getattr(asked, name) is not None:
+            rule = f"has no meaning with {len(observations.sources)} sources"
+            problems.append(Problem(_option(name), getattr(asked, name), rule, "give --available, source -> tokens"))
+    if asked.tolerance is not None and "general" not in observations.losses:
+        rule = "needs a column loss_general, which the observations do not have"
+        problems.append(Problem("--tolerance", asked.tolerance, rule, "leave it out"))
+    if problems:
+        raise ConfigError(*problems)
+
+
 def _recommend_many(observations: Observations, asked: Ask, progress: Progress | None) -> dict[str, Any]:
+    _check_many(observations, asked)
     if asked.tokens is None and asked.available is not None:
         raise ConfigError(Problem("--tokens", None, "is required with --available: caps are shares of the budget"))
     available = read_weights(asked.available, observations.sources, "--available") if asked.available else {}
@@ -181,12 +195,21 @@ def critical_facts(observations: Observations, epsilons: tuple[float, ...], aske
     longest = float(observations.tokens.max())
     far = asked.tokens is not None and asked.tokens > CMR.reach * longest
     by_name = asked.law != "auto" or far  # curves across shares reach little beyond the measured tokens
+    base = None if asked.params is None else base_loss(observations, "general", asked.params)
     query = CriticalQuery(
         tokens=asked.tokens if asked.tokens is not None else longest,
         epsilons=epsilons,
-        law=choose(observations, "general", _wanted(asked), seed=asked.seed).law if by_name else None,
+        law=None,
         params=asked.params,
-        base_loss=None if asked.params is None else base_loss(observations, "general", asked.params).loss,
+        base_loss=None if base is None else base.loss,
         seed=asked.seed,
     )
-    return critical(general, query, samples(observations, "domain")[0])
+    told = list(base.warnings) if base else []
+    if by_name:
+        by = forecaster(observations, "general", _wanted(asked), seed=asked.seed, num_replicas=0)
+        size = _in_billions(asked.params) or float(observations.sizes[-1]) / BILLION
+        check_size(by, size)
+        told += [*by.notes, *outside_scale(by, params=snapped(by, size), tokens=query.tokens / BILLION)[1]]
+        query = replace(query, law=by.ranked.law)
+    facts = critical(general, query, samples(observations, "domain")[0])
+    return {**facts, "warnings": list(dict.fromkeys([*observations.warnings, *facts["warnings"], *told]))}

@@ -62,10 +62,12 @@ class Ranked:
         """
         weights = {"share": 1.0, "tokens": steps, "params": float(self.num_sizes > 3)}
         known = {kind: getattr(one, field) for kind, one in self.scores.items() if one is not None and weights[kind]}
-        finite = [kind for kind, value in known.items() if math.isfinite(value)]
-        if not finite:
+        if not known:
             return None
-        return float(sum(weights[kind] * known[kind] for kind in finite) / sum(weights[kind] for kind in finite))
+        total = sum(weights[kind] * value for kind, value in known.items()) / sum(weights[kind] for kind in known)
+        if math.isfinite(total):
+            return float(total)
+        return None if field == "r2" else math.inf  # a law that breaks in one fold is not excused from it
 
     def order(self, steps: float = 1.0) -> tuple[bool, float]:
         """Sorts laws: those that may be chosen first, then by error, a preference for laws that can rise included."""

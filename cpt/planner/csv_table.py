@@ -36,11 +36,16 @@ def split_rows(path: Path, raw: bytes) -> tuple[list[str], list[list[str]]]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; save the table as CSV UTF-8") from None
-    first = text.splitlines()[0]
-    delimiter = ";" if first.count(";") > first.count(",") else "\t" if "\t" in first else ","
+    if not text.strip():
+        raise DataError(f"{path}: is empty; it needs a header and rows")
     if "\0" in text:
         raise DataError(f"{path}: holds zero bytes; it is not a CSV file")
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
+    first = text.splitlines()[0]
+    delimiter = ";" if first.count(";") > first.count(",") else "\t" if "\t" in first else ","
+    try:
+        rows = list(csv.reader(io.StringIO("\n".join(text.splitlines())), delimiter=delimiter))
+    except csv.Error as error:
+        raise DataError(f"{path}: is no CSV ({error}); write one row of plain numbers per line") from None
     header = [name.strip().lower() for name in rows[0]]
     if delimiter == ";":  # the separator of locales that write a decimal comma
         rows = [[cell.replace(",", ".") for cell in row] for row in rows]

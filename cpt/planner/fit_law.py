@@ -78,8 +78,6 @@ def _all_end_higher(chosen: Samples) -> bool:
 
 def _warnings(observations: Observations, by: Forecaster) -> list[str]:
     found = []
-    if by.ranked.excluded:
-        found.append(f"law {by.name} is not chosen by auto: {by.ranked.excluded}")
     inputs = by.samples.inputs
     sizes = np.unique(inputs.params)
     if by.ranked.law.sizes and len(sizes) < 3:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cpt.planner.admissibility import at_shares, extrapolation, trusted_shares, widening
-from cpt.planner.compare import Ranked, Wanted, choose
+from cpt.planner.compare import Ranked, Wanted, choose, unable
 from cpt.planner.fitting import FloatArray
 from cpt.planner.laws.law import Fitted, Inputs, Samples
 from cpt.planner.observations import BILLION, Observations, samples
@@ -89,7 +89,19 @@ def forecaster(
     if above is None and target in chosen.inputs.sources:
         above, told = missed_shares(fitted, everything, ranked.law.name)
         notes = (*notes, *told)
-    return Forecaster(ranked, fitted, chosen, notes, above)
+    return Forecaster(ranked, fitted, chosen, (*notes, *_cautions(ranked, chosen, wanted)), above)
+
+
+def _cautions(ranked: Ranked, chosen: Samples, wanted: Wanted) -> list[str]:
+    """What speaks against a law that was called by name."""
+    found = [f"law {ranked.law.name} is not chosen by auto: {ranked.excluded}"] if ranked.excluded else []
+    limits = unable(ranked.law, chosen, wanted)
+    return [*found, f"{limits}; the question lies beyond that"] if limits else found
+
+
+def said(by: Forecaster) -> list[str]:
+    """What there is to know about a fitted law, each line with its target and name."""
+    return [f"{by.target}, law {by.name}: {line}" for line in (*by.notes, *by.fitted.warnings)]
 
 
 def missed_shares(fitted: Fitted, everything: Samples, law: str) -> tuple[float | None, tuple[str, ...]]:
@@ -139,15 +151,37 @@ def band(by: Forecaster, inputs: Inputs, *, widen: float = 1.0) -> Band:
     loss = by.fitted.predict(inputs)
     replicas = by.fitted.replicas(inputs)
     low, high = np.quantile(replicas, QUANTILES, axis=0) if len(replicas) else (loss, loss)
-    form = NORMAL_95 * by.ranked.error(token_distance(by.samples, inputs.tokens))
+    form = NORMAL_95 * form_error(by, inputs.tokens)
     below = widen * np.sqrt(np.maximum(loss - low, 0) ** 2 + form**2)
     above = widen * np.sqrt(np.maximum(high - loss, 0) ** 2 + form**2)
     return Band(loss, loss / (1 + below / loss), loss + above)  # below as far in ratio as above, and never under 0
 
 
+def form_error(by: Forecaster, tokens: FloatArray) -> FloatArray:
+    """(n,) error of the law's form in nats: what it errs on hidden points beyond what it errs on the fitted ones, which
+    is the noise of a measurement and no error of a prediction; at least a third of it, since a fit adapts to noise.
+    """
+    error = by.ranked.error(token_distance(by.samples, tokens))
+    noise = float(np.sqrt(np.mean((by.fitted.predict(by.samples.inputs) - by.samples.losses) ** 2)))
+    return np.asarray(np.maximum(np.sqrt(np.maximum(error**2 - noise**2, 0.0)), error / 3))
+
+
 def outside(by: Forecaster, *, params: float, tokens: float, share: float) -> tuple[float, list[str]]:
     """Factor by which intervals widen, and one sentence per way in which a question leaves the measurements."""
-    factors = extrapolation(by.samples, params=params, tokens=tokens, share=share)
+    widen, told = outside_scale(by, params=params, tokens=tokens)
+    own = by.samples.inputs.own_share
+    beyond = max(0.0, float(own.min()) - share, share - float(own.max()))
+    if beyond > 1e-3:
+        told.append(
+            f"share of {by.target} data {share:.3g} lies outside the measured {own.min():.3g} to {own.max():.3g}; "
+            "intervals are widened"
+        )
+    return widen + beyond / max(0.05, float(own.max() - own.min())), told
+
+
+def outside_scale(by: Forecaster, *, params: float, tokens: float) -> tuple[float, list[str]]:
+    """The same for size and tokens alone, in billions."""
+    factors = extrapolation(by.samples, params=params, tokens=tokens)
     asked = {"params": params * BILLION, "tokens": tokens * BILLION}
     told = []
     for name, noun in (("params", "model size"), ("tokens", "token budget")):
@@ -157,12 +191,6 @@ def outside(by: Forecaster, *, params: float, tokens: float, share: float) -> tu
                 f"{noun} {asked[name]:.4g} is {factors[name]:.3g} times outside the measured "
                 f"{measured.min():.4g} to {measured.max():.4g}; intervals are widened"
             )
-    if factors["share"] > 1e-3:
-        own = by.samples.inputs.own_share
-        told.append(
-            f"share of {by.target} data {share:.3g} lies outside the measured {own.min():.3g} to {own.max():.3g}; "
-            "intervals are widened"
-        )
     sizes = len(np.unique(by.samples.inputs.params))
     if sizes == 2 and factors["params"] > 1.001:
         told.append("two model sizes cannot tell the floor E from A and alpha (three can): a larger model is a guess")
@@ -188,6 +216,7 @@ def predict_facts(
     widen, told = outside(by, params=size, tokens=budget, share=own)
     result = band(by, at_shares(inputs, np.array([own]), params=size, tokens=budget), widen=widen)
     trusted = trusted_shares(by.fitted, inputs, params=size, tokens=budget)
+    least = max(trusted.low, by.above or 0.0)
     drawn = SHARES_DRAWN if by.target == "general" else 1 - SHARES_DRAWN
     line = band(by, at_shares(inputs, drawn, params=size, tokens=budget), widen=widen)
     if not math.isfinite(float(result.loss[0])):
@@ -209,8 +238,6 @@ def predict_facts(
             }
             for i, at in enumerate(SHARES_DRAWN)
         ],
-        "trusted_shares": [trusted.low, trusted.high]
-        if by.target == "general"
-        else [1 - trusted.high, 1 - trusted.low],
+        "trusted_shares": [least, trusted.high] if by.target == "general" else [1 - trusted.high, 1 - least],
         "warnings": [*by.notes, *by.fitted.warnings, *trusted.warnings, *told],
     }

@@ -16,7 +16,7 @@ import numpy as np
 
 from cpt.planner.base_losses import base_loss
 from cpt.planner.fitting import FloatArray
-from cpt.planner.forecast import QUANTILES, Forecaster, band
+from cpt.planner.forecast import QUANTILES, Forecaster, band, check_size, outside_scale
 from cpt.planner.laws.law import Fitted, Samples
 from cpt.planner.observations import BILLION, Observations
 from cpt.planner.reweighting import token_proportional, uniform
@@ -56,7 +56,7 @@ def read_weights(path: Path, sources: Sequence[str], option: str) -> dict[str, f
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(Problem(option, str(path), f"cannot be read as JSON ({error})")) from None
     if not isinstance(raw, dict):
         raise ConfigError(Problem(option, str(path), 'must hold an object such as {"web": 0.7, "law": 0.3}'))
@@ -81,7 +81,9 @@ def predict_mixture(
     shares = np.array([[weights[name] / total for name in inputs.sources]])
     size = float(inputs.params.max()) if params is None else params / BILLION
     budget = float(inputs.tokens.max()) if tokens is None else tokens / BILLION
-    result = band(by, mixture_inputs(shares, by.target, inputs.sources, size, budget))
+    check_size(by, size)
+    widen, told = outside_scale(by, params=size, tokens=budget)
+    result = band(by, mixture_inputs(shares, by.target, inputs.sources, size, budget), widen=widen)
     return {
         "target": by.target,
         "loss": float(result.loss[0]),
@@ -90,7 +92,7 @@ def predict_mixture(
         "params": size * BILLION,
         "tokens": budget * BILLION,
         "weights": {name: float(share) for name, share in zip(inputs.sources, shares[0], strict=True)},
-        "warnings": [*by.notes, *by.fitted.warnings, *_far(by.samples, shares[0])],
+        "warnings": [*by.notes, *by.fitted.warnings, *told, *_far(by.samples, shares[0])],
     }
 
 
@@ -106,11 +108,16 @@ def recommend_mixture(
     if question.tolerance is not None and "general" in laws:
         base = base_loss(observations, "general", question.params * BILLION).loss
         limit = base * (1 + question.tolerance)
+    told: list[str] = []
+    for by in laws.values():
+        check_size(by, question.params)
+        told += outside_scale(by, params=question.params, tokens=question.tokens)[1]
     sources = observations.sources
     fits = {target: by.fitted for target, by in laws.items()}
     objective = _objective(fits, question, sources, limit)
     prior, caps = _prior(observations, question), _caps(sources, question)
     best = search_mixture(objective, prior, caps, seed=question.seed)
+    _check_limit(fits, question, sources, best, limit)
     refits = zip(*(replicates(fit)[:INTERVAL_REPLICAS] for fit in fits.values()), strict=False)
     each = [_objective(dict(zip(fits, group, strict=True)), question, sources, limit) for group in refits]
     spread = search_replicates(each, best, prior, caps, seed=question.seed)
@@ -141,7 +148,7 @@ def recommend_mixture(
             for name, shares in _baselines(observations, question, list(laws)).items()
         ],
         "law": _law_names(laws),
-        "warnings": list(dict.fromkeys([*observations.warnings, *_said(laws), *_far(_any(laws), best)])),
+        "warnings": list(dict.fromkeys([*observations.warnings, *_said(laws), *told, *_far(_any(laws), best)])),
     }
 
 
@@ -205,6 +212,22 @@ def _law_names(laws: Mapping[str, Forecaster]) -> dict[str, str]:
     names = {target: by.name for target, by in laws.items()}
     domain = next((name for target, name in names.items() if target != "general"), "")
     return {"general": names.get("general", domain), "domain": domain or names["general"]}
+
+
+def _check_limit(
+    fits: Mapping[str, Fitted], question: ManyQuestion, sources: tuple[str, ...], best: FloatArray, limit: float
+) -> None:
+    """Raises ConfigError where not even the best mixture keeps the general loss below its limit."""
+    if math.isinf(limit) or question.tolerance is None:
+        return
+    general = _losses(fits, question, sources, best)["loss_general"]
+    base = limit / (1 + question.tolerance)
+    if general > limit + 1e-4:
+        rule = (
+            f"no mixture keeps the general loss within it: at best it rises by {general / base - 1:.2%} over the base"
+        )
+        fix = f"ask for --tolerance {math.ceil((general / base - 1) * 1000 + 0.5) / 1000:g} or more"
+        raise ConfigError(Problem("--tolerance", question.tolerance, rule, fix))
 
 
 def _said(laws: Mapping[str, Forecaster]) -> list[str]:

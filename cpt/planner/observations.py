@@ -29,6 +29,8 @@ REQUIRED = ("run", "params", "tokens")
 KNOWN = (*REQUIRED, "base", "lr", "seed", "phase")
 SHARE, LOSS = "share_", "loss_"
 TRANSIENT_PART = 0.05
+ROUNDING = 1e-9  # of a share that a program computed as 1 - x
+BASE_TOLERANCE = 0.002  # relative; one model on one held-out text differs by rounding alone
 BILLION = 1e9
 MAX_PROBLEMS_SHOWN = 12
 
@@ -124,7 +126,8 @@ def read_observations(path: Path) -> Observations:
     problems: list[str] = []
     table = Table(header, rows, problems)
     _check_header(path, header)
-    every = {name.removeprefix(SHARE): table.numbers(name, low=0.0, high=1.0) for name in header if _is(name, SHARE)}
+    low, high = -ROUNDING, 1 + ROUNDING
+    every = {name.removeprefix(SHARE): table.numbers(name, low=low, high=high) for name in header if _is(name, SHARE)}
     shares = _mixture(every)
     losses = {name.removeprefix(LOSS): table.numbers(name, low=1e-9) for name in header if _is(name, LOSS)}
     observations = Observations(
@@ -188,6 +191,7 @@ def inputs_of(observations: Observations, target: str, keep: NDArray[np.bool_]) 
         shares=np.stack([column[keep] for column in observations.shares.values()], axis=1),
         lr=observations.lr[keep],
         base_loss=observations.measured_base(target)[keep],
+        bases=tuple(sorted((params / BILLION, loss) for params, loss in observations.base_losses(target).values())),
     )
 
 
@@ -260,7 +264,7 @@ def _is_extra(name: str, shares: Mapping[str, FloatArray]) -> bool:
 
 def _checked_shares(observations: Observations, table: Table) -> Observations:
     """Shares that sum to 1 exactly; files round them, so each may be off by half of its third decimal."""
-    stacked = np.stack([np.nan_to_num(column) for column in observations.shares.values()], axis=1)
+    stacked = np.stack([np.clip(np.nan_to_num(column), 0, 1) for column in observations.shares.values()], axis=1)
     totals = stacked.sum(axis=1)
     slack = max(0.0015, 0.0006 * stacked.shape[1])
     for i in np.flatnonzero(observations.trained & (np.abs(totals - 1) > slack)):
@@ -290,11 +294,23 @@ def _without_duplicates(observations: Observations, table: Table) -> Observation
             if _setting(observations, before) != _setting(observations, i):
                 told = f"run {key[0]!r} has another size, share or seed than in line {table.lines[before]}"
                 table.problem(table.lines[i], f"{told}; one run has one of each, name runs apart")
+    _check_bases(observations, table)
     if keep.all():
         return observations
     count = int((~keep).sum())
     warning = f"{count} duplicated row{'s' if count > 1 else ''} of the same run and tokens left out"
     return replace(observations.select(keep), warnings=(*observations.warnings, warning))
+
+
+def _check_bases(observations: Observations, table: Table) -> None:
+    """One base has one loss of each kind: two of them would put the runs on different held-out texts."""
+    for target, losses in observations.losses.items():
+        first: dict[str, int] = {}
+        for i in map(int, np.flatnonzero(~observations.trained & np.isfinite(losses))):
+            before = first.setdefault(f"{observations.base[i]}@{observations.params[i]:.6g}", i)
+            if abs(losses[i] / losses[before] - 1) > BASE_TOLERANCE:
+                told = f"{LOSS}{target} of the base is {losses[i]:g}, in line {table.lines[before]} {losses[before]:g}"
+                table.problem(table.lines[i], f"{told}; evaluate all runs on the same held-out text")
 
 
 def _setting(observations: Observations, row: int) -> tuple[float, ...]:

@@ -20,16 +20,16 @@ import numpy as np
 from cpt.planner.admissibility import at_shares, trusted_shares
 from cpt.planner.base_losses import base_loss
 from cpt.planner.fitting import FloatArray
-from cpt.planner.forecast import QUANTILES, Band, Forecaster, band, check_size, outside, snapped
+from cpt.planner.forecast import QUANTILES, Band, Forecaster, band, check_size, form_error, outside, said, snapped
 from cpt.planner.laws.law import Inputs
-from cpt.planner.laws.repeats import effective_tokens
+from cpt.planner.laws.repeats import effective_tokens, repeat_warning
 from cpt.planner.observations import BILLION, Observations
-from cpt.planner.scores import token_distance
 from cpt.problems import ConfigError, Problem
 
 GRID_SHARES = 1001
 MAX_SHARE_ONCE = 0.99  # usage 2: with all general data a domain corpus would last for ever
 DEFAULT_TOLERANCE = 0.03
+NEARLY_FREE_PASSES = 4.0
 NO_LIMIT = "no --tolerance is given: the lowest domain loss is sought, whatever the model forgets"
 PROMISE_POINTS = 24
 PROMISE_RANGE = 50.0  # at most; before that a run is still re-warming, and before the shortest pilot nothing is known
@@ -96,7 +96,7 @@ def refine(
         share = float(pick(grid, general[None, :], domain[None, :], limit)[0])
         step = (high - low) / 400
         low, high = max(low, share - step), min(high, share + step)
-    return share
+    return round(share, 12)  # the ends of the range come out a rounding error inside
 
 
 def general_inputs(by: Forecaster, question: Question, share_general: FloatArray) -> Inputs:
@@ -133,6 +133,7 @@ def recommend(
     if not choice.feasible and question.tolerance is not None:
         raise ConfigError(_infeasible(sides, question, choice.share_general))
     widen, told = _outside(sides, question, choice.share_general)
+    told += repeats_told(question, choice.share_general)
     if 0 < low >= choice.share_general - 1e-6:
         told.append(
             f"{low:.3g} is the lowest share that may be recommended here; a pilot below it may allow less replay"
@@ -141,9 +142,10 @@ def recommend(
         "usage": "tolerance" if question.tokens is not None else "domain-tokens",
         "share_general": choice.share_general,
         "share_domain": 1 - choice.share_general,
-        "interval": list(_widened(choice, widen)),
+        "interval": list(_widened(choice, widen, low, high)),
         "params": question.params * BILLION,
         "tokens": float(question.budget(np.array([choice.share_general]))[0]) * BILLION,
+        "domain_passes": passes(question, choice.share_general),
         "limit_general": None if math.isinf(limit) else limit,
         "tolerance": question.tolerance,
         "trusted_shares": [low, high],
@@ -152,7 +154,7 @@ def recommend(
         "curve": curve(sides, question, np.linspace(low, high, 61)),
         "promise": promise(sides, question, choice.share_general),
         "law": {"general": general.name, "domain": domain.name},
-        "warnings": _unique([*observations.warnings, *_said(general), *_said(domain), *warnings, *told]),
+        "warnings": _unique([*observations.warnings, *said(general), *said(domain), *warnings, *told]),
     }
 
 
@@ -161,6 +163,9 @@ def allowed_range(sides: Sides, question: Question) -> tuple[float, float, list[
 
     Towards either end losses change in kind (with no replay the general loss jumps), so shares that no pilot came near
     are not recommended whatever a law says of them.
+
+    Raises:
+        ConfigError: there is no share at which all of that holds.
     """
     measured = sides.general.samples.inputs.own_share
     low, high = float(measured.min()), float(measured.max())
@@ -171,12 +176,14 @@ def allowed_range(sides: Sides, question: Question) -> tuple[float, float, list[
         trusted = trusted_shares(by.fitted, by.samples.inputs, params=snapped(by, question.params), tokens=tokens)
         least = max(trusted.low, by.above or 0.0)
         ends = (least, trusted.high) if by.target == "general" else (1 - trusted.high, 1 - least)
-        narrowed = max(low, ends[0]), min(high, ends[1])
+        if max(low, ends[0]) >= min(high, ends[1]):
+            rule = (
+                f"law {by.name} is trusted at general shares {ends[0]:.3g} to {ends[1]:.3g}, what else holds asks for"
+            )
+            fix = "choose another law, or run pilots with more tokens or at other shares"
+            raise ConfigError(Problem("--law", by.name, f"{rule} {low:.3g} to {high:.3g}", fix))
+        low, high = max(low, ends[0]), min(high, ends[1])
         told += trusted.warnings
-        if narrowed[0] < narrowed[1]:
-            low, high = narrowed
-        else:
-            told.append(f"the laws' trusted shares do not overlap; the trend of law {by.name} is not enforced")
     return low, high, told
 
 
@@ -206,14 +213,15 @@ def _replica_shares(sides: Sides, grid: FloatArray, inputs: tuple[Inputs, Inputs
     general, domain = sides.general.fitted.replicas(inputs[0]), sides.domain.fitted.replicas(inputs[1])
     if not len(general) or not len(domain):
         return np.empty(0)
-    error = sides.general.ranked.error(token_distance(sides.general.samples, inputs[0].tokens))
+    error = form_error(sides.general, inputs[0].tokens)
     offsets = np.random.default_rng(0x0FF5).normal(size=(len(general), 1)) * error
     return pick(grid, general + offsets, domain, sides.limit)
 
 
-def _widened(choice: Choice, widen: float) -> tuple[float, float]:
+def _widened(choice: Choice, widen: float, least: float, most: float) -> tuple[float, float]:
+    """The interval times ``widen``, inside the shares that may be recommended."""
     share, (low, high) = choice.share_general, choice.interval
-    return max(0.0, share - widen * (share - low)), min(1.0, share + widen * (high - share))
+    return max(least, share - widen * (share - low)), min(most, share + widen * (high - share))
 
 
 def _outside(sides: Sides, question: Question, share: float) -> tuple[float, list[str]]:
@@ -318,15 +326,28 @@ def best_pilot(observations: Observations, tolerance: float | None) -> float | N
 
     Judged on the largest measured size, at the end of its longest runs.
     """
-    chosen = observations.select(observations.trained)
-    last = (chosen.params == chosen.params.max()) & np.isfinite(chosen.losses["domain"])
-    last &= chosen.tokens >= 0.999 * chosen.tokens[last].max()
-    ends = chosen.select(last)
-    rise = ends.losses["general"] / observations.measured_base("general")[observations.trained][last] - 1
+    measured = observations.trained & np.isfinite(observations.losses["domain"])
+    largest = measured & (observations.params == observations.params[measured].max())
+    last = largest & (observations.tokens >= 0.999 * observations.tokens[largest].max())
+    ends = observations.select(last)
+    rise = ends.losses["general"] / observations.measured_base("general")[last] - 1
     within = rise <= (math.inf if tolerance is None else tolerance)
     if not within.any():
         within = np.ones(len(ends), dtype=bool)
     return float(ends.shares["general"][within][np.argmin(ends.losses["domain"][within])])
+
+
+def _budget_advice(sides: Sides, question: Question, share: float) -> str:
+    """Whether half or twice the tokens would lower the general loss, as its law sees it."""
+    at = np.array([share])
+    budget = float(question.budget(at)[0])
+    fewer, same, more = (
+        float(sides.general.fitted.predict(general_inputs(sides.general, replace(question, tokens=t), at))[0])
+        for t in (budget / 2, budget, budget * 2)
+    )
+    if min(fewer, more) >= same:
+        return "or lower the learning rate"
+    return f"train {'fewer' if fewer < more else 'more'} tokens, or lower the learning rate"
 
 
 def _infeasible(sides: Sides, question: Question, best: float) -> Problem:
@@ -337,12 +358,28 @@ def _infeasible(sides: Sides, question: Question, best: float) -> Problem:
         f"no trusted share of general data keeps the general loss within it: at share {best:.3g} it still rises by "
         f"{least:.2%} over the base's {start:.4f} nats"
     )
-    fix = f"ask for --tolerance {math.ceil(least * 1000 + 0.5) / 1000:g} or more, train fewer tokens, or lower the rate"
+    fix = (
+        f"ask for --tolerance {math.ceil(least * 1000 + 0.5) / 1000:g} or more, {_budget_advice(sides, question, best)}"
+    )
     return Problem("--tolerance", question.tolerance, rule, fix)
 
 
-def _said(by: Forecaster) -> list[str]:
-    return [f"{by.target}, law {by.name}: {line}" for line in (*by.notes, *by.fitted.warnings)]
+def passes(question: Question, share_general: float) -> float | None:
+    """How often the domain corpus is read; None where its size was not given."""
+    if question.domain_tokens is None:
+        return None
+    return float(question.budget(np.array([share_general]))[0]) * (1 - share_general) / question.domain_tokens
+
+
+def repeats_told(question: Question, share_general: float) -> list[str]:
+    times = passes(question, share_general)
+    if times is None or times <= NEARLY_FREE_PASSES * (1 + 1e-9):
+        return []
+    told = (
+        f"the domain corpus is read {times:.3g} times; up to {NEARLY_FREE_PASSES:g} passes are nearly free, later ones "
+    )
+    harm = repeat_warning(question.params * BILLION, times, "the domain corpus")
+    return [told + "are worth less and less (arXiv 2305.16264)", *([harm] if harm else [])]
 
 
 def _unique(lines: list[str]) -> list[str]:

@@ -67,7 +67,7 @@ class Search:
         place = known.sources.index(known.target)
         columns[:, place] = shares
         columns[:, 1 - place if len(known.sources) == 2 else place - 1] += 1 - shares
-        same = (np.full(len(shares), value) for value in (self.size, _median(known.lr), self.base))
+        same = (np.full(len(shares), value) for value in (self.size, float(np.median(known.lr)), self.base))
         params, rates, bases = same
         return Inputs(known.target, known.sources, params, tokens, columns, rates, bases)
 
@@ -185,8 +185,3 @@ def _left_out_error(law: Law, samples: Samples, seed: int) -> float:
 
 def scaled_tokens(billions: float) -> str:
     return f"{billions * BILLION:.3g}"
-
-
-def _median(values: FloatArray) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else math.nan

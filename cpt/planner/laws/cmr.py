@@ -111,7 +111,9 @@ class SizeFit:
         budgets, place = np.unique(tokens, return_inverse=True)
         found = self.across(budgets, rows)
         parts = (part[:, place] for part in (found.level, found.slope, found.exponent))
-        return PowerCurves(*parts).at(self.form.variable(shares))
+        # A power with s < 0 runs off to infinity at share 0; half the least fitted share is as far as it is taken.
+        least = 0.0 if self.form.takes_zero else 0.5 * float(self.shares[self.weights[0] > 0].min())
+        return PowerCurves(*parts).at(self.form.variable(np.maximum(shares, least)))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Inputs:
     """What a law sees, one entry per observation (n).
 
     ``params`` and ``tokens`` (n,) in billions; ``shares`` (n, m): share of the training tokens by source, rows sum to
-    1; ``lr`` (n,) peak learning rate and ``base_loss`` (n,) nats before training, NaN where unknown.
+    1; ``lr`` (n,) peak learning rate and ``base_loss`` (n,) nats before training, NaN where unknown. ``bases``: size in
+    billions and loss of every base that was measured, also of those that were not trained.
     """
 
     target: str
@@ -44,6 +45,7 @@ class Inputs:
     shares: FloatArray
     lr: FloatArray
     base_loss: FloatArray
+    bases: tuple[tuple[float, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.params)

@@ -100,3 +100,36 @@ def test_a_mixture_far_from_every_pilot_is_told(table: Observations, tmp_path: P
     facts = predicted_facts(table, "law", Ask(law="mixing", available=file))
     assert any("shares beyond every pilot: code 1" in line for line in facts["warnings"])
     assert facts["interval"][0] <= facts["loss"] <= facts["interval"][1]
+
+
+def test_a_tolerance_that_no_mixture_keeps_is_refused_with_one_that_is_kept(table: Observations) -> None:
+    from dataclasses import replace
+
+    losses = {**table.losses, "general": np.where(table.trained, table.losses["general"], 2.0)}
+    with pytest.raises(ConfigError, match=r"no mixture keeps the general loss within it.*ask for --tolerance 0\.\d+"):
+        recommend_facts(replace(table, losses=losses), Ask(tokens=1e9, law="mixing", tolerance=0.001, params=1e8))
+
+
+def test_sizes_and_budgets_far_from_the_pilots_are_refused_or_told(table: Observations, tmp_path: Path) -> None:
+    file = tmp_path / "w.json"
+    file.write_text('{"general": 1, "code": 1}')
+    with pytest.raises(ConfigError, match="the observations hold one model size"):
+        predicted_facts(table, "law", Ask(law="mixing", available=file, params=7e11))
+    near = predicted_facts(table, "law", Ask(law="mixing", available=file))
+    far = predicted_facts(table, "law", Ask(law="mixing", available=file, tokens=8e10))
+    assert any("80 times outside the measured" in line for line in far["warnings"])
+    width = [facts["interval"][1] - facts["interval"][0] for facts in (near, far)]
+    assert width[1] >= width[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Ask(tokens=1e9, domain_tokens=1e8), "--domain-tokens = 100000000.0: has no meaning with 3 sources"),
+        (Ask(flops=1e20, share_general=0.2), "--flops"),
+    ],
+)
+def test_options_for_two_sources_are_refused_for_more(asked: Ask, words: str, table: Observations) -> None:
+    with pytest.raises(ConfigError) as error:
+        recommend_facts(table, asked)
+    assert words in str(error.value)

@@ -108,6 +108,8 @@ def test_a_missing_column_is_named(
     [
         (b"", "is empty"),
         (b"   \n", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"run,params\n" + b"a" * 200_000 + b",1\n", "is no CSV"),
         (b"run,params,tokens\xff\n", "not UTF-8"),
         (b"run,params\0,tokens\n", "zero bytes"),
         (b"run,base,params,tokens,share_general,share_domain,loss_general,loss_domain\n", "no rows"),
@@ -217,3 +219,25 @@ def test_shares_inside_a_group_are_details_beside_general_and_domain(
     ]
     found = read_observations(write_csv(rows))
     assert found.two_sided and "share_web" in found.extra
+
+
+def test_two_losses_of_one_base_are_refused(
+    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
+) -> None:
+    rows = observation_rows()
+    other = {**rows[0], "run": "again", "loss_general": float(str(rows[0]["loss_general"])) * 1.1}
+    with pytest.raises(DataError, match=r"loss_general of the base is .*, in line 2 .*same held-out text"):
+        read_observations(write_csv([*rows, other]))
+
+
+def test_shares_off_by_a_rounding_error_and_old_line_ends_are_understood(
+    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = observation_rows()
+    rows[2].update(share_general=-2.2e-16, share_domain=1.0000000000000002, run="rounded")
+    path = write_csv(rows)
+    found = read_observations(path)
+    assert found.shares["general"][2] == 0.0 and found.shares["domain"][2] == 1.0
+    old = tmp_path / "old.csv"
+    old.write_bytes(path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r"))
+    assert len(read_observations(old)) == len(found)

@@ -183,3 +183,28 @@ main()
     done = subprocess.run([sys.executable, "-c", program, str(table)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["usage"] == "tolerance"
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("TABLE", "is an input"),
+        ("fit.png", "is the name of the figure"),
+        (".", "is a folder"),
+        ("TABLE/fit.json", "lies below a file"),
+    ],
+)
+def test_what_is_there_is_not_overwritten(plan: Verb, table: Path, out: str, words: str) -> None:
+    before = table.read_bytes()
+    code, _, err = plan("fit", table, "--law", "dcpt", "--out", out.replace("TABLE", str(table)))
+    assert code == 2 and words in err
+    assert table.read_bytes() == before
+
+
+def test_the_critical_share_of_a_size_that_nothing_is_known_of_is_refused(
+    plan: Verb, observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
+) -> None:
+    rows = observation_rows(sizes=(1.8,))
+    one = write_csv([*rows, {**rows[0], "run": "b8", "base": "b8", "params": 8e9}])
+    code, _, err = plan("critical", one, "--law", "dcpt", "--params", "8e9")
+    assert code == 2 and "the observations hold one model size" in err

@@ -18,7 +18,16 @@ from cpt.planner.laws.dcpt import DCPT
 from cpt.planner.laws.law import Samples
 from cpt.planner.observations import Observations, read_observations
 from cpt.planner.pledge import recommendation_of
-from cpt.planner.recommend import Question, Sides, choose_share, domain_inputs, pick, refine
+from cpt.planner.recommend import (
+    Question,
+    Sides,
+    allowed_range,
+    best_pilot,
+    choose_share,
+    domain_inputs,
+    pick,
+    refine,
+)
 from cpt.problems import ConfigError
 from cpt.rundir import DataError
 
@@ -188,7 +197,8 @@ def test_the_tolerance_it_names_is_feasible(table: Observations) -> None:
     with pytest.raises(ConfigError) as error:
         recommend_facts(low, replace(ASKED, tolerance=0.001))
     named = float(str(error.value).split("ask for --tolerance ")[1].split(" or more")[0])
-    assert recommend_facts(low, replace(ASKED, tolerance=named))["share_general"] >= 0
+    facts = recommend_facts(low, replace(ASKED, tolerance=named))
+    assert facts["predicted"]["loss_general"] <= facts["limit_general"] + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -275,3 +285,50 @@ def test_shares_that_no_pilot_came_near_are_not_recommended(
 ) -> None:
     table = read_observations(write_csv(observation_rows(shares=(0.2, 0.4, 0.6))))
     assert recommend_facts(table, replace(ASKED, tolerance=1.0))["share_general"] == pytest.approx(0.2)
+
+
+def test_the_interval_stays_among_the_shares_that_may_be_recommended(table: Observations) -> None:
+    facts = recommend_facts(table, replace(ASKED, tokens=500e9, tolerance=0.05))
+    low, high = facts["trusted_shares"]
+    assert low <= facts["interval"][0] <= facts["interval"][1] <= high
+
+
+def test_laws_whose_trusted_shares_do_not_meet_give_no_recommendation(exact_law: Any, two_source_inputs: Any) -> None:
+    """Set Q trusts domain shares up to 0.325 alone; general shares above 0.675 were not measured."""
+    general = exact("G", "general", exact_law, two_source_inputs)
+    near = replace(general, samples=general.samples.select(general.samples.inputs.own_share < 0.6))
+    sides = Sides(near, exact("Q", "domain", exact_law, two_source_inputs))
+    with pytest.raises(ConfigError, match=r"law dcpt is trusted at general shares 0\.675 to 1"):
+        allowed_range(sides, Question(params=1.8, tokens=10.0))
+
+
+def test_many_passes_over_the_domain_corpus_are_told(table: Observations) -> None:
+    facts = recommend_facts(table, replace(ASKED, domain_tokens=1e8))
+    assert facts["domain_passes"] == pytest.approx(20e9 * facts["share_domain"] / 1e8)
+    assert any("the domain corpus is read" in line for line in facts["warnings"])
+    assert any("harms a model" in line for line in facts["warnings"])
+    assert recommend_facts(table, ASKED)["domain_passes"] is None
+
+
+def test_the_advice_on_tokens_points_the_way_in_which_the_general_loss_falls(table: Observations) -> None:
+    losses = {**table.losses, "general": np.where(table.trained, table.losses["general"], 2.5)}
+    with pytest.raises(ConfigError, match="train more tokens"):
+        recommend_facts(replace(table, losses=losses), ASKED)
+
+
+def test_a_compute_budget_has_an_interval_around_its_size_and_all_warnings(table: Observations) -> None:
+    facts = recommend_facts(table, Ask(flops=1e21, share_general=0.2, law="dcpt"))
+    low, high = facts["params_interval"]
+    assert low <= facts["params"] <= high
+    assert facts["params"] * facts["tokens"] * 6 == pytest.approx(1e21)
+    assert any(line.startswith("general, law dcpt") for line in facts["warnings"])
+
+
+def test_the_best_pilot_is_one_whose_domain_loss_was_measured(
+    observation_rows: Callable[..., Rows], write_csv: Callable[..., Path]
+) -> None:
+    rows = observation_rows()
+    for row in rows:
+        if row["params"] == 4e9:
+            row["loss_domain"] = ""
+    assert best_pilot(read_observations(write_csv(rows)), None) == 0.0
