@@ -6,22 +6,31 @@ import subprocess
 import sys
 from pathlib import Path
 
-CORPORA = Path(__file__).resolve().parents[2] / "shared" / "data" / "corpora"
-BENCHMARKS = ("sampler_scale", "step_overhead", "quickstart_run")
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+BENCHMARKS = ("sampler_scale", "step_overhead", "quickstart_run", "planner.dcpt_recovery")
 NEEDS_GPU = ("gpu_throughput",)
 NEEDS_CORPORA = ("tokenize_throughput",)
+NEEDS_MEASUREMENTS = ("planner.pythia", "planner.regmix", "planner.lr_curves")
+NEEDS_QUICKSTART = ("planner.embedded_regret",)
 
 
 def main() -> None:
     import torch
 
-    corpora = NEEDS_CORPORA if CORPORA.is_dir() else ()
-    chosen = [*BENCHMARKS, *corpora, *(NEEDS_GPU if torch.cuda.is_available() else ())]
+    needs = (
+        (NEEDS_CORPORA, SHARED / "data" / "corpora"),
+        (NEEDS_MEASUREMENTS, SHARED / "planner_data"),
+        (NEEDS_QUICKSTART, Path("runs/quickstart/base_hf")),
+    )
+    chosen = [*BENCHMARKS, *(NEEDS_GPU if torch.cuda.is_available() else ())]
+    for names, folder in needs:
+        chosen += names if folder.is_dir() else ()
     for name in chosen:
         print(f"== {name}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
-    for name in {*NEEDS_GPU, *NEEDS_CORPORA} - set(chosen):
-        print(f"== {name} skipped: needs {'a GPU' if name in NEEDS_GPU else CORPORA}")
+    for names, wanted in (*needs, (NEEDS_GPU, "a GPU")):
+        for name in set(names) - set(chosen):
+            print(f"== {name} skipped: needs {wanted}")
 
 
 if __name__ == "__main__":
