@@ -30,7 +30,7 @@ KNOWN = (*REQUIRED, "base", "lr", "seed", "phase")
 SHARE, LOSS = "share_", "loss_"
 TRANSIENT_PART = 0.05
 ROUNDING = 1e-9  # of a share that a program computed as 1 - x
-BASE_TOLERANCE = 0.002  # relative; one model on one held-out text differs by rounding alone
+BASE_TOLERANCE = 0.002  # relative; one model on one held-out text differs by rounding alone, devices included
 BILLION = 1e9
 MAX_PROBLEMS_SHOWN = 12
 

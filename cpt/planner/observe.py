@@ -21,6 +21,7 @@ from typing import Any
 
 from cpt.plan import Plan
 from cpt.planner.base_model import base_name, params_of_run
+from cpt.planner.observations import BASE_TOLERANCE
 from cpt.report.collect import Evaluation, Run, collect_run, setting
 from cpt.rundir import DataError, write_atomic
 
@@ -40,8 +41,6 @@ COLUMNS = (
     "phase",
 )
 STABLE, ANNEALED = "stable", "annealed"
-# Relative. The same model on the same text differs by rounding alone, also between devices and precisions.
-BASE_TOLERANCE = 0.002
 
 
 def observe_runs(run_dirs: Sequence[Path]) -> list[Row]:

@@ -9,7 +9,7 @@ at the optimum of a smooth convex loss, and by moving share from one source to a
 one call, until no move helps: that needs no derivative, so it works on trees and where a share is zero.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -67,14 +67,6 @@ def mixture_inputs(
     """Inputs of many mixtures (q, m) at one size and one token count, in billions."""
     size, budget, unknown = (np.full(len(shares), value) for value in (params, tokens, np.nan))
     return Inputs(target, sources, size, budget, shares, unknown, unknown)
-
-
-def weighted(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> Objective:
-    """Weighted sum over targets; a target without a weight counts 1."""
-    return lambda shares: sum(
-        (weights.get(target, 1.0) * objective(shares) for target, objective in objectives.items()),
-        start=np.zeros(len(shares)),
-    )
 
 
 def search_mixture(

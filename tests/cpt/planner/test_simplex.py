@@ -17,7 +17,6 @@ from cpt.planner.simplex import (
     search_mixture,
     search_replicates,
     token_caps,
-    weighted,
 )
 from cpt.rundir import DataError
 
@@ -107,11 +106,6 @@ def test_a_fitted_law_and_its_replicates_are_searched() -> None:
     np.testing.assert_allclose(best, [0.4, 0.6, 0.0], atol=1e-3)
     objectives = [at_scale(one, "t", ("a", "b", "c"), 1.0, 1.0) for one in replicates(fitted)]
     np.testing.assert_allclose(search_replicates(objectives, best, np.ones(3), caps), np.tile(best, (4, 1)), atol=1e-3)
-
-
-def test_targets_are_weighted() -> None:
-    both = weighted({"x": lambda shares: shares[:, 0], "y": lambda shares: shares[:, 1]}, {"y": 3.0})
-    np.testing.assert_allclose(both(np.array([[0.25, 0.75]])), [0.25 + 3 * 0.75])
 
 
 def test_the_same_seed_gives_the_same_mixture() -> None:
