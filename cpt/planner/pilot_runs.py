@@ -42,6 +42,7 @@ from launch.local import exit_code
 POLL_SECONDS = 0.2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TIDY_SECONDS = 3.0
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE")
 EXIT_STOPPED = 143  # what the trainer ends with when it was told to stop, and saved
 
 
@@ -163,9 +164,10 @@ def command_for(grid: Grid, pilot: Pilot) -> list[str]:
 def environment_of(slot: int, *, slots: int, gpus: Sequence[int] = ()) -> dict[str, str]:
     """This process's environment with the slot's part of the machine: threads, and a GPU where the file names some.
 
-    Without the first, every run starts a thread per core, and they wait for one another.
+    Without the first, every run starts a thread per core, and they wait for one another. A job's rendezvous is left
+    out: where this process trained something itself, its runs would all listen on the port it used.
     """
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in RENDEZVOUS}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // slots)))
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpus[slot % len(gpus)])

@@ -281,3 +281,9 @@ def test_an_unknown_run_of_the_grid_is_refused_with_the_known_ones(shop: Worksho
     grid = grid_of(shop, "named")
     with pytest.raises(ConfigError, match=r"--only.*named_general0\.25_10steps"):
         run_only(grid, "nobody")
+
+
+def test_runs_do_not_inherit_the_rendezvous_of_the_process_that_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not {"MASTER_PORT", "WORLD_SIZE"} & environment_of(0, slots=2).keys()
