@@ -332,7 +332,7 @@ def _oddities(observations: Observations) -> list[str]:
         found.append("no base row (tokens = 0): forgetting, the rise over the loss before training, cannot be told")
     largest = float(observations.tokens.max())
     size = float(np.median(observations.params[observations.trained]))
-    limit = min(0.2 * size, 3e7) if size >= 1e7 else 2000.0
+    limit = min(0.2 * size, 1e8) if size >= 1e7 else 2000.0
     if largest < limit:
         found.append(
             f"the longest run has {largest:g} tokens for models of {size:.3g} parameters, less than a few steps of "
