@@ -25,11 +25,8 @@ Params = Annotated[
 ]
 Tokens = Annotated[float | None, typer.Option(help="tokens of the full run, e.g. 20e9")]
 Seed = Annotated[int, typer.Option(help="seed of random starts and bootstrap", min=0)]
+Out = Annotated[Path, typer.Option("--out", help="file to write; a figure .png and .svg goes beside it")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-
-
-def _out(name: str) -> Any:
-    return typer.Option("--out", help=f"file to write; a figure .png and .svg goes beside it (default: {name})")
 
 
 @plan_app.command()
@@ -94,7 +91,7 @@ def fit(
     observations: Csv,
     law: LawName = "auto",
     target: Target = "domain",
-    out: Annotated[Path, _out("fit.json")] = Path("fit.json"),
+    out: Out = Path("fit.json"),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -112,7 +109,7 @@ def fit(
 @plan_app.command()
 def compare(
     observations: Csv,
-    out: Annotated[Path, _out("compare.json")] = Path("compare.json"),
+    out: Out = Path("compare.json"),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -135,7 +132,8 @@ def recommend(
     params: Params = None,
     tokens: Tokens = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="highest rise of the general loss over the base, relative: 0.03 is 3%")
+        float | None,
+        typer.Option(help="highest rise of the general loss over the base, relative; default with --tokens: 0.03, 3%"),
     ] = None,
     domain_tokens: Annotated[
         float | None, typer.Option(help="tokens of the domain corpus; without --tokens it is used once")
@@ -147,7 +145,7 @@ def recommend(
         Path | None, typer.Option(help="JSON of source -> tokens, more than two sources: caps of 4 passes")
     ] = None,
     law: LawName = "auto",
-    out: Annotated[Path, _out("plan.json")] = Path("plan.json"),
+    out: Out = Path("plan.json"),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -196,7 +194,7 @@ def critical(
     ] = None,
     params: Params = None,
     law: LawName = "auto",
-    out: Annotated[Path, _out("critical.json")] = Path("critical.json"),
+    out: Out = Path("critical.json"),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -226,7 +224,7 @@ def predict(
     tokens: Tokens = None,
     share_general: Annotated[float | None, typer.Option(help="share of general data, with two sources")] = None,
     weights: Annotated[Path | None, typer.Option(help="JSON of source -> weight, with more than two sources")] = None,
-    out: Annotated[Path, _out("predict.json")] = Path("predict.json"),
+    out: Out = Path("predict.json"),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -254,7 +252,7 @@ def predict_curve(
         Literal["mpl", "mpl_tied", "annealing"],
         typer.Option(help="multi-power law; the same with fewer free constants, for few curves; annealing law"),
     ] = "mpl_tied",
-    out: Annotated[Path, _out("curve.json")] = Path("curve.json"),
+    out: Out = Path("curve.json"),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
