@@ -2,13 +2,12 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from cpt.plan_cli import plan_app
+from cpt.plan_cli import plan_app, print_facts
 
 app = typer.Typer(
     help="Continual pre-training: plan the mixture, tokenize, train with replay, evaluate both sides, report.",
@@ -49,7 +48,7 @@ def train(
         from cpt.prepare import check_world, plan_facts, prepare, render_plan
 
         check_world(loaded, nproc)
-        _show(plan_facts(prepare(loaded)), render_plan, as_json=as_json)
+        print_facts(plan_facts(prepare(loaded)), render_plan, as_json=as_json)
         return
     _train([str(config), *(overrides or [])], nproc)
 
@@ -72,16 +71,6 @@ def _train(arguments: list[str], nproc: int) -> None:
     from cpt.train.main import main as train_main
 
     raise typer.Exit(train_main(arguments))
-
-
-def _show(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:
-    """Print facts as JSON for programs, or as a table for people."""
-    if as_json:
-        typer.echo(json.dumps(facts, indent=1))
-        return
-    from rich.console import Console
-
-    Console(soft_wrap=False).print(render(facts))
 
 
 @config_app.command("show")
@@ -110,7 +99,7 @@ def evaluate(
     from cpt.offline import base_record, eval_facts, evaluate_checkpoint, render_evals
 
     facts = [eval_facts(evaluate_checkpoint(path), base_record(path)) for path in checkpoints]
-    _show(facts, render_evals, as_json=as_json)
+    print_facts(facts, render_evals, as_json=as_json)
 
 
 @app.command()
@@ -188,7 +177,7 @@ def inspect(
     from data_tools.store_view import inspect_store, render_inspection
 
     facts = inspect_store(store, tokenizer=tokenizer, num_documents=num_documents)
-    _show(facts, render_inspection, as_json=as_json)
+    print_facts(facts, render_inspection, as_json=as_json)
 
 
 @app.command()

@@ -57,12 +57,12 @@ def pilots(
         typer.echo(json.dumps(jobs, indent=1) if as_json else f"{export_commands}: {len(jobs)} jobs")
         return
     if dry_run:
-        _show(grid_facts(grid), render_grid, as_json=as_json)
+        print_facts(grid_facts(grid), render_grid, as_json=as_json)
         return
     from rich.console import Console
 
     code = run_pilots(grid, slots=slots, console=Console(stderr=as_json))
-    _show(grid_facts(grid), render_grid, as_json=as_json)
+    print_facts(grid_facts(grid), render_grid, as_json=as_json)
     if code:
         raise typer.Exit(code)
 
@@ -273,12 +273,13 @@ def show(plan: Annotated[Path, typer.Argument(metavar="PLAN.json")], as_json: Js
     """Show a recommended plan, or the frozen plan of a run folder: cpt plan show plan.json"""
     from cpt.planner.show import render, show_facts
 
-    _show(show_facts(plan), render, as_json=as_json)
+    print_facts(show_facts(plan), render, as_json=as_json)
 
 
-def _show(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:
+def print_facts(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:
+    """JSON for programs, a table for people."""
     if as_json:
-        typer.echo(json.dumps(strict(facts), indent=1))
+        typer.echo(json.dumps(strict(facts), indent=1, allow_nan=False))
         return
     from rich.console import Console
 

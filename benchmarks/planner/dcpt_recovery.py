@@ -27,21 +27,11 @@ from scipy.optimize import minimize
 from cpt.planner.fitting import huber, log_residuals, random_starts
 from cpt.planner.laws.dcpt import DCPT, dcpt
 from cpt.planner.laws.law import Inputs, Samples, problem_of
+from cpt.planner.observe import COLUMNS
 from cpt.planner.scores import score
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADER = (
-    "run",
-    "base",
-    "params",
-    "tokens",
-    "share_general",
-    "share_domain",
-    "loss_general",
-    "loss_domain",
-    "lr",
-    "seed",
-)
+HEADER = COLUMNS[:-1]  # without the phase
 RESULT = ROOT / "benchmarks" / "results" / "planner_dcpt.json"
 ORDER = ("E", "A", "alpha", "B", "beta", "eta", "C", "gamma", "eps")
 SETS = {

@@ -19,22 +19,12 @@ import numpy as np
 from cpt.planner.compare import Wanted, choose, rank
 from cpt.planner.laws.table import LAWS
 from cpt.planner.observations import read_observations, samples
+from cpt.planner.observe import COLUMNS
 from cpt.planner.scores import share_folds
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "planner_data" / "pythia70m_pile_python.csv"
-HEADER = (
-    "run",
-    "base",
-    "params",
-    "tokens",
-    "share_general",
-    "share_domain",
-    "loss_general",
-    "loss_domain",
-    "lr",
-    "seed",
-)
+HEADER = COLUMNS[:-1]  # without the phase
 RESULT = ROOT / "benchmarks" / "results" / "planner_pythia.json"
 PARAMS, TOKENS_PER_STEP = 70.4e6, 4096 * 256
 KNOWN_SHARE = 0.285

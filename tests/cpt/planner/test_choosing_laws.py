@@ -1,6 +1,7 @@
 """Held-out scores, the ranking of laws, and what a fit says about itself."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from cpt.planner.base_losses import base_loss
 from cpt.planner.compare import Ranked, Wanted, choose, compare_facts, rank, unable
 from cpt.planner.fit_law import fit_facts
 from cpt.planner.fitting import random_starts, solve
-from cpt.planner.forecast import band, forecaster
+from cpt.planner.forecast import Forecaster, band, forecaster
 from cpt.planner.laws.dcpt import DCPT, L1, L5, _dcpt_ranges
 from cpt.planner.laws.dcpt import dcpt as DCPT_FORMULA
 from cpt.planner.laws.law import Samples, fit_warnings, problem_of
@@ -192,18 +193,12 @@ def test_a_fit_that_has_not_settled_is_told(synthetic: Any, parameter_sets: Any)
 def test_an_interval_holds_new_measurements_about_as_often_as_it_says(synthetic: Any, parameter_sets: Any) -> None:
     """Twelve tables of noisy pilots; nine in ten intervals should hold the exact loss at shares that no pilot had."""
     hits = []
-    from dataclasses import replace
-
-    from cpt.planner.forecast import Forecaster
-
     for seed in range(12):
         chosen, _ = synthetic(parameter_sets["P"], num_tokens=6, noise=0.01, seed=seed)
         by = Forecaster(Ranked(DCPT, "domain", held_out(DCPT, chosen)), DCPT.fit(chosen, 100, seed), chosen, ())
         wanted = replace(chosen.inputs, shares=np.clip(chosen.inputs.shares + np.array([0.04, -0.04]), 0, 1))
-        from cpt.planner.laws.dcpt import dcpt
-
         order = ("E", "A", "alpha", "B", "beta", "eta", "C", "gamma", "eps")
-        exact = dcpt(np.array([[parameter_sets["P"][name] for name in order]]), wanted)[0][0]
+        exact = DCPT_FORMULA(np.array([[parameter_sets["P"][name] for name in order]]), wanted)[0][0]
         found = band(by, wanted)
         hits.append(((found.low <= exact) & (exact <= found.high)).mean())
     assert np.mean(hits) >= 0.9

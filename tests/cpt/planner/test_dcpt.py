@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cpt.planner.admissibility import trusted_shares
 from cpt.planner.laws.dcpt import DCPT, L1, L5, dcpt, l1, l5
+from cpt.planner.laws.law import Inputs
 from cpt.planner.scores import score
 
 VECTORS = [
@@ -42,8 +43,6 @@ def test_analytic_derivatives_equal_finite_differences(seed: int, law: tuple[Cal
     formula, size = law
     rng = np.random.default_rng(seed)
     theta = rng.uniform(0.2, 1.5, size=(3, size))
-    from cpt.planner.laws.law import Inputs
-
     own = rng.uniform(0.01, 1, size=5)
     unknown = np.full(5, np.nan)
     inputs = Inputs("domain", ("general", "domain"), rng.uniform(0.1, 5, 5), rng.uniform(0.1, 30, 5),
