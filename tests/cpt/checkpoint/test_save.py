@@ -60,6 +60,8 @@ try:
 except OSError as error:
     print("REFUSED", error, flush=True)
 dist.destroy_process_group()
+from cpt.failures import leave
+leave(0)
 """
 
 
