@@ -24,7 +24,7 @@ import torch
 
 from cpt.config import ModelSection
 from cpt.data.loader import Loader
-from cpt.data.packing import concat_num_rows
+from cpt.data.packing import concat_num_rows, concat_rows
 from cpt.data.token_store import StoreLabel, TokenizerFacts, TokenStore, write_split
 from cpt.model.build import Needs, build_model
 from cpt.model.kernels import forward_logits
@@ -78,7 +78,7 @@ def build(size: tuple[int, int, int, int], store: TokenStore, precision: str, to
     optimizers = [build_adamw(m.model, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8) for m in (ours, bare)]
     spec = EngineSpec(0, precision, rows, 1, 1.0, {})
     engine = Engine(ours.model, optimizers[0], spec=spec, topology=topology)
-    loader = Loader(plan, {"noise": store}, rank=0, world_size=1, micro_batch_size=rows)
+    loader = Loader(plan, {"noise": concat_rows(store, seq_len)}, rank=0, world_size=1, micro_batch_size=rows)
     job = Job(plan.num_steps, rows * seq_len, ["noise"], 0, lambda update: LR)
     forward = lambda model, batch: forward_logits(model, batch, "sdpa")  # noqa: E731
     trainer = Trainer(engine, loader, forward=forward, job=job, stop=StopFlag())

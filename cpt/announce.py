@@ -42,8 +42,26 @@ def announce(prepared: Prepared, loaded: LoadedModel, topology: Topology) -> Non
     for warning in size_warnings(prepared, loaded):
         console.print(warning)
     console.print(loaded.report.render())
+    console.print(trained_parameters(loaded.model))
     cost = cost_of(prepared, loaded, topology)
     console.print(size.render_size(loaded.report.parameters, cost.flops_per_token, cost.memory))
+
+
+def trained_parameters(model: torch.nn.Module) -> str:
+    """Which groups of parameters the optimizer moves; a head that is not trained by mistake shows here."""
+    known: Any = model
+    embeddings, head = known.get_input_embeddings(), known.get_output_embeddings()
+    tied = head is not None and embeddings is not None and head.weight is embeddings.weight
+    names = {id(p): "head" for p in (head.parameters() if head is not None else ())}
+    names |= {id(p): "embeddings and head (tied)" if tied else "embeddings" for p in embeddings.parameters()}
+    trained: dict[str, int] = {}
+    frozen: dict[str, int] = {}
+    for parameter in model.parameters():
+        group = names.get(id(parameter)) or ("blocks" if parameter.dim() > 1 else "norms and biases")
+        counts = trained if parameter.requires_grad else frozen
+        counts[group] = counts.get(group, 0) + int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO 3 shards
+    line = "trained: " + ", ".join(f"{group} {count:,}" for group, count in trained.items())
+    return line + ("; FROZEN: " + ", ".join(f"{group} {count:,}" for group, count in frozen.items()) if frozen else "")
 
 
 def size_warnings(prepared: Prepared, loaded: LoadedModel) -> list[str]:
@@ -63,8 +81,11 @@ def announce_resume(prepared: Prepared, step: int, skipped: Sequence[str]) -> No
     for reason in skipped:
         print(f"checkpoint skipped: {reason}", flush=True)
     seen = tokens_seen(plan, step)
-    epochs = {source.name: seen[source.name] / (source.num_rows * plan.seq_len) for source in plan.sources}
-    position = ", ".join(f"{name} {tokens:,} tokens (epoch {epochs[name]:.2f})" for name, tokens in seen.items())
+    one_pass = {source.name: source.num_rows * plan.seq_len for source in plan.sources}
+    position = ", ".join(
+        f"{name} {tokens:,} of {one_pass[name]:,} tokens (epoch {tokens / one_pass[name]:.2f})"
+        for name, tokens in seen.items()
+    )
     print(f"resumes after step {step} of {plan.num_steps}: {position}", flush=True)
 
 

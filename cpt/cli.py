@@ -44,10 +44,13 @@ def train(
 
     loaded = load_config(config, overrides or [])
     if dry_run:
-        from cpt.prepare import check_world, plan_facts, prepare, render_plan
+        from cpt.new_tokens import find_extension
+        from cpt.prepare import check_world, packing_facts, plan_facts, prepare, render_plan
 
         check_world(loaded, nproc)
-        print_facts(plan_facts(prepare(loaded)), render_plan, as_json=as_json)
+        prepared = prepare(loaded)
+        find_extension(loaded)
+        print_facts({**plan_facts(prepared), "packing": packing_facts(prepared)}, render_plan, as_json=as_json)
         return
     _train([str(config), *(overrides or [])], nproc)
 
@@ -58,8 +61,33 @@ def resume(
     overrides: Overrides = None,
     nproc: Annotated[int, typer.Option(help="processes on this machine; may differ from before", min=1)] = 1,
 ) -> None:
-    """Continue a run from its newest complete checkpoint: cpt resume runs/NAME"""
-    _train(["--resume", str(run_dir), *(overrides or [])], nproc)
+    """Continue a run from its newest complete checkpoint, with another mixture from there on if one is given: cpt
+    resume runs/NAME; cpt resume runs/NAME replay.share_general=0.4 data.stores.law=stores/law
+    """
+    from cpt.remix import split_overrides
+
+    mixture, others = split_overrides(overrides or [])
+    if mixture:
+        _change_mixture(run_dir, mixture, others)
+    _train(["--resume", str(run_dir), *others], nproc)
+
+
+def _change_mixture(run_dir: Path, mixture: list[str], others: list[str]) -> None:
+    """Once, before any rank starts; nothing is written where the rest of the command line is wrong."""
+    from cpt.checkpoint.portable import latest_complete
+    from cpt.remix import change_mixture
+    from cpt.rundir import RunDir
+    from cpt.runfolder import check_changeable, read_run_config
+
+    check_changeable(others)
+    read_run_config(run_dir, others)
+    newest, _ = latest_complete(RunDir(run_dir).checkpoints)
+    facts = change_mixture(run_dir, mixture, newest.meta.step if newest else 0)
+    shares = ", ".join(
+        f"{name} {facts['shares_before'].get(name, 0):.1%} → {share:.1%}"
+        for name, share in facts["shares_after"].items()
+    )
+    typer.echo(f"mixture changed after step {facts['step']}: {shares} of the tokens to come")
 
 
 def _train(arguments: list[str], nproc: int) -> None:
@@ -119,6 +147,32 @@ def export(
     else:
         size = f"{written.parameters:,} parameters, {written.bytes:,} bytes in {len(written.files)} files"
         typer.echo(f"{written.out}: {size}; reloaded, largest logit difference {written.logit_difference:.2g}")
+
+
+@app.command("extend-model")
+def extend_model(
+    base: Annotated[Path, typer.Argument(metavar="BASE_HF_DIR", help="folder or hub name of the base model")],
+    tokenizer: Annotated[Path, typer.Option(help="output of cpt data extend-tokenizer")],
+    out: Annotated[Path, typer.Option(help="new folder for the model with the new rows")],
+    initializer: Annotated[
+        Literal["mean_of_subtokens", "mean_of_all"], typer.Option("--init", help="how new rows are made")
+    ] = "mean_of_subtokens",
+    as_json: Json = False,
+) -> None:
+    """Give a model rows for new tokens, old logits unchanged: cpt extend-model base_hf --tokenizer tok_ext --out new_hf
+
+    A run that starts from base_hf with model.tokenizer=tok_ext does the same by itself.
+    """
+    from cpt.new_tokens import extend_folder
+
+    facts = extend_folder(base, tokenizer, out, initializer=initializer)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        change = f"old tokens' logits changed by {facts['old_logits_change']:.2g}"
+        typer.echo(f"{facts['out']}: {facts['new_tokens']:,} new tokens; {change}\n{facts['vocabulary']}")
+        if facts["compared_with"] is None:
+            typer.echo(f"warning: no tokenizer lies with {base}: was {tokenizer} extended from its own?")
 
 
 @app.command()

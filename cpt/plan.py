@@ -15,99 +15,30 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpt.json_fields import check_integer, check_text, take_fields, take_list
+from cpt.plan_parts import Group as Group  # the parts are a part of this module's name
+from cpt.plan_parts import PlanSource as PlanSource
+from cpt.plan_parts import Stage as Stage
+from cpt.plan_parts import StageWish as StageWish
+from cpt.plan_parts import group_weights, wished_shares
+from cpt.plan_words import Given, doubts_in_words
 from cpt.quotas import apportion, block_counts, fair_room, fill_groups, whole_steps
 from cpt.rundir import DataError, write_atomic
 
-Group = Literal["general", "domain"]
+Caps = float | Mapping[str, float]  # passes over a source: one number for all, or one by name for each
 
 FORMAT_VERSION = 1
 BLOCK_ROWS = 1000
 MAX_BLOCK_ROWS = 65_536  # the sampler sorts one block per look-up
-
-
-@dataclass(frozen=True)
-class PlanSource:
-    """One source as the plan sees it; ``num_rows`` rows of ``seq_len`` tokens are one epoch of its packed store."""
-
-    name: str
-    group: Group
-    num_rows: int
-    num_tokens: int
-    content_hash: str
-
-    def __post_init__(self) -> None:
-        check_text("name", self.name)
-        if self.group not in get_args(Group):
-            raise DataError(f"group of source {self.name!r} is {self.group!r}; it must be 'general' or 'domain'")
-        if check_integer("num_rows", self.num_rows, low=0) == 0:
-            raise DataError(
-                f"source {self.name!r} holds {self.num_tokens} tokens, too few for one row; "
-                "give it more text, shorten seq_len or leave the source out"
-            )
-        check_integer("num_tokens", self.num_tokens, low=1)
-        check_text("content_hash", self.content_hash)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Rows ``[start_row, end_row)`` with constant shares: a block takes ``block_counts[i]`` rows of plan source i."""
-
-    start_row: int
-    end_row: int
-    block_counts: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        check_integer("start_row", self.start_row, low=0)
-        check_integer("end_row", self.end_row, low=self.start_row + 1)
-        if not isinstance(self.block_counts, tuple):
-            raise DataError(f"block_counts is {self.block_counts!r:.80}; it must be a list of integers")
-        for index, count in enumerate(self.block_counts):
-            check_integer(f"block_counts[{index}]", count, low=0)
-
-    @property
-    def num_rows(self) -> int:
-        return self.end_row - self.start_row
-
-
-@dataclass(frozen=True)
-class StageWish:
-    """What the user asks of a stage, before caps.
-
-    ``weights`` are relative inside a source's group; a group without any is mixed in proportion to its sources' tokens.
-    ``share_domain`` may be left out (it is the rest), but if stated the two must sum to 1.
-    """
-
-    tokens: int
-    share_general: float
-    weights: Mapping[str, float] = field(default_factory=dict)
-    share_domain: float | None = None
-
-    def __post_init__(self) -> None:
-        check_integer("tokens of a stage", self.tokens, low=1)
-        for name, share in (("share_general", self.share_general), ("share_domain", self.share_domain)):
-            if share is not None and not 0 <= share <= 1:
-                raise DataError(f"{name} is {share}; a share of tokens lies between 0 and 1")
-        if self.share_domain is not None and abs(self.share_general + self.share_domain - 1) > 1e-6:
-            total = self.share_general + self.share_domain
-            raise DataError(
-                f"share_general {self.share_general} + share_domain {self.share_domain} = {total:.6g}; "
-                f"they must sum to 1, for example share_domain = {1 - self.share_general:.6g}"
-            )
-        for source, weight in self.weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise DataError(f"weight of source {source!r} is {weight}; it must be a finite number >= 0")
-
-    def share(self, group: Group) -> float:
-        return self.share_general if group == "general" else 1 - self.share_general
 
 
 @dataclass(frozen=True)
@@ -143,7 +74,7 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """First 16 hex characters of the SHA-256 of the canonical JSON; any changed field changes it."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @cached_property
@@ -169,8 +100,9 @@ class Plan:
     def rows_by_source(self, stage: int | None = None) -> dict[str, int]:
         """Planned rows of one stage, or of all (None). Only a stage's last, partial block may turn out a row off."""
         chosen = self.stages if stage is None else self.stages[stage : stage + 1]
-        parts = [apportion(each.block_counts, each.num_rows) for each in chosen]
-        return {source.name: sum(part[i] for part in parts) for i, source in enumerate(self.sources)}
+        total = sum(each.num_rows for each in chosen)
+        rows = apportion(_drawn(chosen, len(self.sources)), total) if total else [0] * len(self.sources)
+        return {source.name: rows[i] for i, source in enumerate(self.sources)}
 
     def tokens_by_source(self, stage: int | None = None) -> dict[str, int]:
         return {name: rows * self.seq_len for name, rows in self.rows_by_source(stage).items()}
@@ -189,8 +121,16 @@ class Plan:
         return 1 - self.share_general(stage)
 
     def to_json(self) -> str:
-        content = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
+        content = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint, **self._content()}
         return json.dumps(content, indent=1) + "\n"
+
+    def _content(self) -> dict[str, Any]:
+        """``in_order`` is written where it is true only: plans without a curriculum keep file and fingerprint."""
+        content = asdict(self)
+        for source in content["sources"]:
+            if not source["in_order"]:
+                del source["in_order"]
+        return content
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Plan":
@@ -205,7 +145,7 @@ class Plan:
         fields = take_fields(raw, cls, "plan", extra=("format_version", "fingerprint"))
         stated = fields.pop("fingerprint")
         del fields["format_version"]
-        fields["sources"] = take_list(fields["sources"], PlanSource, "sources")
+        fields["sources"] = take_list(_with_order(fields["sources"]), PlanSource, "sources")
         fields["stages"] = take_list(fields["stages"], Stage, "stages")
         plan = cls(**fields)
         if not plan.stages:
@@ -213,6 +153,13 @@ class Plan:
         if stated != plan.fingerprint:
             raise DataError(f"fingerprint is {stated!r:.80} but the content gives {plan.fingerprint!r}; it was edited")
         return plan
+
+
+def _with_order(sources: Any) -> Any:
+    """Sources as they are read: see ``Plan._content``."""
+    if not isinstance(sources, list):
+        return sources
+    return [{"in_order": False, **source} if isinstance(source, dict) else source for source in sources]
 
 
 def write_plan(path: Path, plan: Plan) -> None:
@@ -227,14 +174,15 @@ def read_plan(path: Path) -> Plan:
         raise DataError(f"{path}: {error}. Restore the file from a copy, or plan the run again.") from error
 
 
-def build_plan(
+def build_plan(  # noqa: PLR0913 - each is a fact of the plan, and only sources and wishes come unnamed
     sources: Sequence[PlanSource],
     wishes: Sequence[StageWish],
     *,
     seed: int,
     seq_len: int,
     global_batch_rows: int,
-    max_epochs: float,
+    max_epochs: Caps,
+    packing: str = "concat",
 ) -> tuple[Plan, list[str]]:
     """Turn wishes into quotas; the second value holds warnings in words, one per share that was changed.
 
@@ -246,14 +194,19 @@ def build_plan(
     """
     if not wishes:
         raise DataError("the plan has no stage; give at least one with its tokens and share_general")
-    empty = Plan(seed, seq_len, global_batch_rows, BLOCK_ROWS, tuple(sources), stages=())
+    empty = Plan(seed, seq_len, global_batch_rows, BLOCK_ROWS, tuple(sources), stages=(), packing=packing)
     return _extend(empty, wishes, max_epochs)
 
 
-def append_stage(
-    plan: Plan, wish: StageWish, *, from_step: int, max_epochs: float, new_sources: Sequence[PlanSource] = ()
+def append_stages(
+    plan: Plan,
+    wishes: Sequence[StageWish],
+    *,
+    from_step: int,
+    max_epochs: Caps,
+    new_sources: Sequence[PlanSource] = (),
 ) -> tuple[Plan, list[str]]:
-    """Change the mixture from ``from_step`` on: what was planned after it is replaced by one stage.
+    """Change the mixture from ``from_step`` on: what was planned after it is replaced by the wishes.
 
     Every row before ``from_step`` stays what it was, and every source continues where it then stands. ``max_epochs``
     counts from the start of the run.
@@ -271,96 +224,67 @@ def append_stage(
         if stage.start_row < row
     )
     start = replace(plan, sources=plan.sources + tuple(new_sources), stages=kept)
-    return _extend(start, [wish], max_epochs)
+    return _extend(start, wishes, max_epochs)
 
 
-def _extend(plan: Plan, wishes: Sequence[StageWish], max_epochs: float) -> tuple[Plan, list[str]]:
-    if not (math.isfinite(max_epochs) and max_epochs > 0):
-        raise DataError(f"max_epochs is {max_epochs}; it must be a positive number")
+def _extend(plan: Plan, wishes: Sequence[StageWish], max_epochs: Caps) -> tuple[Plan, list[str]]:
+    """One pass over the wishes: plans of thousands of stages are built in seconds."""
+    sources, block_rows = plan.sources, plan.block_rows
+    limits = [cap * source.num_rows for cap, source in zip(_caps(sources, max_epochs), sources, strict=True)]
     steps = whole_steps([wish.tokens for wish in wishes], plan.seq_len * plan.global_batch_rows)
-    rows = [each * plan.global_batch_rows for each in steps]
-    wished = [[share * n for share in _wished_shares(plan.sources, w)] for w, n in zip(wishes, rows, strict=True)]
-    warnings: list[str] = []
-    for index, wish in enumerate(wishes):
-        ahead = [sum(column) for column in zip(*wished[index:], strict=True)]
-        used = plan.rows_by_source()
-        room = [max(0.0, max_epochs * source.num_rows - used[source.name]) for source in plan.sources]
-        counts = _stage_counts(plan, wish, (rows[index], fair_room(room, wished[index], ahead), room))
-        plan = replace(plan, stages=(*plan.stages, Stage(plan.num_rows, plan.num_rows + rows[index], counts)))
-        warnings += _warnings(plan, wished[index], ahead, max_epochs)
-    return plan, warnings
+    sizes = [each * plan.global_batch_rows for each in steps]
+    wished = [[share * n for share in wished_shares(sources, w)] for w, n in zip(wishes, sizes, strict=True)]
+    ahead = [*accumulate(reversed(wished), lambda total, more: [a + b for a, b in zip(total, more, strict=True)])][::-1]
+    drawn = _drawn(plan.stages, len(sources))
+    stages, given = list(plan.stages), []
+    for wish, size, here, later in zip(wishes, sizes, wished, ahead, strict=True):
+        room = [max(0.0, limit - used / block_rows) for limit, used in zip(limits, drawn, strict=True)]
+        counts = _stage_counts(plan, wish, _StageRoom(len(stages), size, fair_room(room, here, later), room))
+        for i, source in enumerate(sources):
+            before = drawn[i] / block_rows
+            drawn[i] += counts[i] * size
+            share = here[i] * block_rows / size
+            rows = (source.num_rows, limits[i], before + later[i], drawn[i] / block_rows)
+            given.append(Given(len(stages), source.name, share, counts[i], block_rows, *rows))
+        first = stages[-1].end_row if stages else 0
+        stages.append(Stage(first, first + size, counts))
+    return replace(plan, stages=tuple(stages)), list(doubts_in_words(given))
 
 
-def _group_weights(sources: Sequence[PlanSource], wish: StageWish, group: Group) -> list[float]:
-    """Weights of a group's sources, summing to 1, and zero for the others; all zero if no source is usable."""
-    members = [source.name for source in sources if source.group == group]
-    missing = [name for name in members if name not in wish.weights]
-    if missing and len(missing) < len(members):
-        raise DataError(
-            f"weights name some {group} sources but not {', '.join(missing)}; "
-            "give every source of the group a weight (0 leaves it out) or none"
-        )
-    raw = [wish.weights.get(s.name, s.num_tokens) if s.group == group else 0.0 for s in sources]
-    total = sum(raw)
-    return [weight / total for weight in raw] if total else [0.0] * len(raw)
+def _caps(sources: Sequence[PlanSource], max_epochs: Caps) -> list[float]:
+    caps = [max_epochs[source.name] if isinstance(max_epochs, Mapping) else max_epochs for source in sources]
+    for cap in caps:
+        if not (math.isfinite(cap) and cap > 0):
+            raise DataError(f"max_epochs is {cap}; it must be a positive number")
+    return caps
 
 
-def _wished_shares(sources: Sequence[PlanSource], wish: StageWish) -> list[float]:
-    unknown = sorted(set(wish.weights) - {source.name for source in sources})
-    if unknown:
-        known = ", ".join(source.name for source in sources)
-        raise DataError(f"weights name the unknown source {unknown[0]!r}; the plan's sources are {known}")
-    shares = [0.0] * len(sources)
-    for group in get_args(Group):
-        weights = _group_weights(sources, wish, group)
-        if wish.share(group) > 0 and not any(weights):
-            raise DataError(
-                f"share_{group} is {wish.share(group):.6g} but no {group} source has a weight above 0; "
-                f"add a {group} source or set share_{group} to 0"
-            )
-        shares = [share + wish.share(group) * weight for share, weight in zip(shares, weights, strict=True)]
-    return shares
+def _drawn(stages: Sequence[Stage], num_sources: int) -> list[int]:
+    """Rows of each source in the stages, in units of a row per block: exact, and cheap for thousands of stages."""
+    return [sum(stage.block_counts[i] * stage.num_rows for stage in stages) for i in range(num_sources)]
 
 
-def _stage_counts(plan: Plan, wish: StageWish, available: tuple[int, list[float], list[float]]) -> tuple[int, ...]:
-    """``available``: the stage's rows, and every source's room with and without regard to later stages."""
-    num_rows, fair, room = available
-    weights = (_group_weights(plan.sources, wish, "general"), _group_weights(plan.sources, wish, "domain"))
-    for limits in (fair, room):  # what later stages hoped for is touched only when there is no other way
+@dataclass(frozen=True)
+class _StageRoom:
+    """A stage to be filled: its rows, and every source's room with (``fair``) and without regard to later stages."""
+
+    index: int
+    num_rows: int
+    fair: list[float]
+    room: list[float]
+
+
+def _stage_counts(plan: Plan, wish: StageWish, stage: _StageRoom) -> tuple[int, ...]:
+    num_rows = stage.num_rows
+    weights = (group_weights(plan.sources, wish, "general"), group_weights(plan.sources, wish, "domain"))
+    for limits in (stage.fair, stage.room):  # what later stages hoped for is touched only when there is no other way
         parts = fill_groups(num_rows, wish.share_general, weights, limits)
         if sum(parts) > num_rows - 0.5:
-            return tuple(block_counts(parts, room, num_rows, plan.block_rows))
+            return tuple(block_counts(parts, stage.room, num_rows, plan.block_rows))
     raise DataError(
-        f"stage {len(plan.stages)} asks for {num_rows * plan.seq_len} tokens, but within max_epochs its sources have "
+        f"stage {stage.index} asks for {num_rows * plan.seq_len} tokens, but within max_epochs its sources have "
         f"only {int(sum(parts)) * plan.seq_len} left; lower the stage's tokens to that, raise max_epochs, or add text"
     )
-
-
-def _warnings(plan: Plan, wished_rows: list[float], ahead: list[float], max_epochs: float) -> list[str]:
-    """The newest stage's shares that differ from the wish by more than rounding; ``ahead``: rows wished from it on."""
-    index = len(plan.stages) - 1
-    stage = plan.stages[index]
-    before = replace(plan, stages=plan.stages[:-1]).rows_by_source()
-    found = []
-    for source, rows, count, total in zip(plan.sources, wished_rows, stage.block_counts, ahead, strict=True):
-        wish = rows * plan.block_rows / stage.num_rows
-        if count == 0 < wish:
-            reason = (
-                f"one row in each block of {plan.block_rows} would exceed max_epochs {max_epochs:g}; it is left out"
-            )
-        elif count <= wish - 1:
-            epochs = (before[source.name] + total) / source.num_rows
-            reason = f"the wish is {epochs:.2f} epochs, capped at max_epochs {max_epochs:g}"
-        elif count >= wish + 1:
-            epochs = plan.epochs_by_source()[source.name]
-            reason = f"it takes what capped sources cannot give and reaches {epochs:.2f} epochs"
-        elif count == 1 and wish < 0.5:
-            reason = f"at least one row in each block of {plan.block_rows}"
-        else:
-            continue
-        shares = f"wished share {wish / plan.block_rows:.4g}, planned {count / plan.block_rows:.4g}"
-        found.append(f"stage {index}, source {source.name!r}: {shares}: {reason}")
-    return found
 
 
 def _check_sources(plan: Plan) -> None:
@@ -369,7 +293,8 @@ def _check_sources(plan: Plan) -> None:
         if source.name in seen:
             raise DataError(f"sources name {source.name!r} twice; every source has its own name")
         seen.add(source.name)
-        if plan.packing == "concat" and source.num_rows * plan.seq_len > source.num_tokens:
+        concat = plan.packing == "concat" or source.in_order  # any other rule would undo a source's order
+        if concat and source.num_rows * plan.seq_len > source.num_tokens:
             raise DataError(
                 f"num_rows of source {source.name!r} is {source.num_rows}, but {source.num_tokens} tokens hold at most "
                 f"{source.num_tokens // plan.seq_len} rows of {plan.seq_len}"

@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group as Lines
 from rich.console import RenderableType
 
-from cpt.config import DEFAULT_REPLAY_SHARE, ConfigError, Problem, RunConfig, StageSection
-from cpt.data.packing import concat_num_rows
-from cpt.data.token_store import TokenStore
-from cpt.plan import Group, Plan, PlanSource, StageWish, build_plan
+from cpt.config import ConfigError, Problem, RunConfig
+from cpt.data.pack_effect import effect_facts, packing_effect, render_effects
+from cpt.data.pack_index import open_rows, rule_for
+from cpt.data.packing import Rows
+from cpt.data.store_selection import Split, is_ordered, open_split
+from cpt.mix_schedules import share_general_of
+from cpt.mixtures import plan_mixtures
+from cpt.plan import Group, Plan, PlanSource
 from cpt.planner.show import frozen_facts, frozen_table, in_words, recommendation_facts
 from cpt.recommendation import Recommendation, read_recommendation
 from cpt.rundir import DataError, RunDir
@@ -23,6 +28,7 @@ from data_tools.encoders import tokenizer_fingerprint
 
 SAME_RATE = 2.0  # peak rates that differ by more than this factor are not the pilots' any more
 SAME_SHARE = 0.005
+LOW_FILL = 0.98
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,9 @@ class Prepared:
     config: RunConfig
     plan: Plan
     warnings: tuple[str, ...]
-    train_stores: Mapping[str, TokenStore]
-    heldout_stores: Mapping[str, TokenStore]
+    train_stores: Mapping[str, Split]
+    heldout_stores: Mapping[str, Split]
+    rows: Mapping[str, Rows]
     recommendation: Recommendation | None = None
 
     @property
@@ -53,13 +60,14 @@ def prepare(config: RunConfig) -> Prepared:
     problems += _tokenizer_problems(config, train)
     if problems:
         raise ConfigError(*problems)
+    rows = _open_rows(config, train)
     try:
-        plan, warnings = _build_plan(config, train)
+        plan, warnings = _build_plan(config, train, rows)
     except DataError as error:
         raise ConfigError(Problem("data", None, str(error))) from None
     recommendation, doubts = _find_recommendation(config)
-    warnings += doubts + _label_warnings(config, recommendation, plan.sources)
-    return Prepared(config, plan, tuple(warnings), train, heldout, recommendation)
+    warnings += doubts + _label_warnings(config, recommendation, plan.sources) + _fill_warnings(plan)
+    return Prepared(config, plan, tuple(warnings), train, heldout, rows, recommendation)
 
 
 def check_world(config: RunConfig, world_size: int) -> None:
@@ -73,17 +81,17 @@ def check_world(config: RunConfig, world_size: int) -> None:
         raise ConfigError(Problem("train.global_batch_tokens", config.train.global_batch_tokens, rule, fix))
 
 
-def group_of(store: TokenStore) -> Group:
+def group_of(store: Split) -> Group:
     """A store labelled ``general`` is replayed; any other label is a domain to learn."""
     return "general" if store.manifest.domain == "general" else "domain"
 
 
-def _open_split(config: RunConfig, split: str) -> tuple[dict[str, TokenStore], list[Problem]]:
-    stores: dict[str, TokenStore] = {}
+def _open_split(config: RunConfig, split: str) -> tuple[dict[str, Split], list[Problem]]:
+    stores: dict[str, Split] = {}
     problems: list[Problem] = []
     for name, folder in config.data.stores.items():
         try:
-            stores[name] = TokenStore.open(folder / split)
+            stores[name] = open_split(folder / split)
         except DataError as error:
             problems.append(Problem(f"data.stores.{name}", str(folder), str(error)))
             continue
@@ -94,7 +102,7 @@ def _open_split(config: RunConfig, split: str) -> tuple[dict[str, TokenStore], l
     return stores, problems
 
 
-def _tokenizer_problems(config: RunConfig, stores: Mapping[str, TokenStore]) -> list[Problem]:
+def _tokenizer_problems(config: RunConfig, stores: Mapping[str, Split]) -> list[Problem]:
     prints = {name: store.manifest.tokenizer.fingerprint for name, store in stores.items()}
     named = [f"{name} with {store.manifest.tokenizer.name}" for name, store in stores.items()]
     if len(set(prints.values())) > 1:
@@ -120,6 +128,11 @@ def tokenizer_path(config: RunConfig) -> Path | None:
     return _tokenizer_of(config.model.tokenizer, config.model.init_from)
 
 
+def own_tokenizer_path(origin: str) -> Path | None:
+    """The tokenizer that lies with weights, whatever the run file states: in their folder, or that of their run."""
+    return _tokenizer_of(None, origin)
+
+
 def _tokenizer_of(stated: str | None, origin: str | None) -> Path | None:
     if stated is not None or origin is None:
         return Path(stated) if stated else None
@@ -132,55 +145,48 @@ def _tokenizer_of(stated: str | None, origin: str | None) -> Path | None:
     return _tokenizer_of(model["tokenizer"], model["init_from"])
 
 
-def _build_plan(config: RunConfig, stores: Mapping[str, TokenStore]) -> tuple[Plan, list[str]]:
-    seq_len = config.data.seq_len
-    sources = [
-        PlanSource(
+def _open_rows(config: RunConfig, stores: Mapping[str, Split]) -> dict[str, Rows]:
+    data = config.data
+    found: dict[str, Rows] = {}
+    problems: list[Problem] = []
+    for name, store in stores.items():
+        try:
+            found[name] = open_rows(store, data.packing, data.seq_len, data.pack_dir)
+        except DataError as error:
+            problems.append(Problem(f"data.stores.{name}", str(data.stores[name]), str(error)))
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def _build_plan(config: RunConfig, stores: Mapping[str, Split], rows: Mapping[str, Rows]) -> tuple[Plan, list[str]]:
+    sources = {
+        name: PlanSource(
             name=name,
             group=group_of(store),
-            num_rows=concat_num_rows(store.num_tokens, seq_len),
+            num_rows=rows[name].num_rows,
             num_tokens=store.num_tokens,
             content_hash=store.manifest.content_hash,
+            in_order=is_ordered(store),
         )
         for name, store in stores.items()
-    ]
-    plan, warnings = build_plan(
-        sources,
-        _wishes(config, sources),
-        seed=config.run.seed,
-        seq_len=seq_len,
-        global_batch_rows=config.global_batch_rows,
-        max_epochs=config.data.max_epochs,
-    )
+    }
+    plan, warnings = plan_mixtures(config, sources, packing=config.data.packing)
+    return plan, [*warnings, *_doubts(config, plan)]
+
+
+def _doubts(config: RunConfig, plan: Plan) -> list[str]:
+    warnings = []
     if config.model.init_from and plan.share_general() == 0:
         warnings.append("no general data is replayed (replay.share_general = 0): expect the model to forget")
     if config.model.init_from and tokenizer_path(config) is None:
         warnings.append("the model's tokenizer is not known here, so it is not compared with the stores' and exports "
                         "hold none; give model.tokenizer")  # fmt: skip
-    return plan, warnings
-
-
-def _wishes(config: RunConfig, sources: Sequence[PlanSource]) -> list[StageWish]:
-    if config.data.stages:
-        return [
-            StageWish(stage.tokens, _share_general(stage, sources), dict(stage.weights or config.data.weights))
-            for stage in config.data.stages
-        ]
-    share, groups = config.replay.share_general, {source.group for source in sources}
-    if share is None:
-        share = DEFAULT_REPLAY_SHARE if len(groups) == 2 else float("general" in groups)
-    return [StageWish(config.train.tokens, share, dict(config.data.weights))]
-
-
-def _share_general(stage: StageSection, sources: Sequence[PlanSource]) -> float:
-    """As stated; else the weights are shares of the whole stage, and the stores' labels say which are general."""
-    if stage.share_general is not None:
-        return stage.share_general
-    general = sum(stage.weights[source.name] for source in sources if source.group == "general")
-    total = sum(stage.weights.values())
-    if total == 0:
-        raise DataError("every weight of a stage is 0; without share_general they are its shares by source")
-    return general / total
+    if config.plan and config.data.past:
+        step = config.data.past[0].until_step
+        warnings.append(f"the mixture was changed after step {step}: the recommendation's losses were promised for "
+                        "another one")  # fmt: skip
+    return warnings
 
 
 def _find_recommendation(config: RunConfig) -> tuple[Recommendation | None, list[str]]:
@@ -217,13 +223,32 @@ def _label_warnings(config: RunConfig, found: Recommendation | None, sources: Se
     """Where stages are stated by weights: does the recommendation count the same stores as general?"""
     if found is None or found.share_general is None or not any(stage.weights for stage in found.stages):
         return []
-    general = sum(stage.tokens * _share_general(stage, sources) for stage in config.data.stages) / config.train.tokens
+    general = sum(stage.tokens * share_general_of(stage, sources) for stage in config.data.stages) / config.train.tokens
     if abs(found.share_general - general) <= SAME_SHARE:
         return []
     labelled = ", ".join(source.name for source in sources if source.group == "general") or "none"
     return [
         f"the recommendation counts {found.share_general:.1%} of the tokens as general, "
         f"the stores' labels {general:.1%} (labelled general: {labelled})"
+    ]
+
+
+def _fill_warnings(plan: Plan) -> list[str]:
+    """Documents of a little more than half a row leave the rest of it empty, and best fit does not cut them."""
+    return [
+        f"best_fit fills only {fill:.1%} of the rows of source {source.name!r} with its documents, and padding costs "
+        "as much as text: compare with cpt data pack --dry-run, or use data.packing=concat or another seq_len"
+        for source in plan.sources
+        if (fill := source.num_tokens / (source.num_rows * plan.seq_len)) < LOW_FILL
+    ]
+
+
+def packing_facts(prepared: Prepared) -> list[dict[str, Any]]:
+    """What packing does to each source, for a dry run: it reads the lengths of all documents."""
+    data = prepared.config.data
+    return [
+        effect_facts(name, packing_effect(store, rule_for(store, data.packing), data.seq_len))
+        for name, store in prepared.train_stores.items()
     ]
 
 
@@ -236,6 +261,9 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
 
 def render_plan(facts: Mapping[str, Any]) -> RenderableType:
     """The banner's table: which source gives how much, and on whose advice."""
+    if "packing" in facts:
+        plan = {name: value for name, value in facts.items() if name != "packing"}
+        return Lines(render_plan(plan), render_effects(facts["packing"]))
     follows = facts["recommendation"]
     if not follows:
         return frozen_table(facts)

@@ -39,7 +39,7 @@ def _shorten(value: object) -> str:
 def location_of(detail: Any) -> list[Any]:
     """Keys from the root to the fault, without what pydantic adds: the schedule's name, and the member of a union."""
     location = list(detail["loc"])
-    if location[:2] == ["train", "schedule"]:
+    if location[:2] in (["train", "schedule"], ["data", "mix"]):
         del location[2:3]
     return location[:2] if location[:2] == ["model", "fresh"] else location
 

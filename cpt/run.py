@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,9 +21,11 @@ from cpt.eval.perplexity import EvalSpec, evaluate, held_out
 from cpt.eval.records import write_eval
 from cpt.model.build import LoadedModel, Needs, build_from_config, build_model, load_tensors
 from cpt.model.kernels import forward_logits, verify_packing
+from cpt.model.vocab import extend_vocabulary, with_vocabulary
+from cpt.new_tokens import find_extension
 from cpt.prepare import Prepared, check_world, prepare
 from cpt.rundir import DataError, RunDir, write_atomic
-from cpt.runfolder import changed_fields, claim, settle
+from cpt.runfolder import changed_fields, claim, note_event, settle
 from cpt.train.engine import Engine, EngineSpec, Topology, start_process_group, stop_process_group
 from cpt.train.guard import EXIT_STOPPED, StopFlag
 from cpt.train.hooks import Hook
@@ -55,12 +57,10 @@ class Run:
         """Add a line to events.jsonl, from rank 0."""
         if self.topology.rank != 0:
             return
-        line = {"time": time.time(), "step": step, "event": name, **details}
         try:
-            with self.rundir.events.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            note_event(name, step, self.rundir, **details)
         except OSError as error:  # a full disk must not end a run over its diary
-            print(f"WARNING: could not note {json.dumps(line)}: {error}", file=sys.stderr, flush=True)
+            print(f"WARNING: could not note {name}, {json.dumps(details)}: {error}", file=sys.stderr, flush=True)
 
 
 def train(config: RunConfig, *, resume: bool = False) -> int:
@@ -149,15 +149,23 @@ def _load_model(prepared: Prepared, topology: Topology, checkpoint: Checkpoint |
     """The model's weights: of this run's checkpoint, of another run's (init_from), from Hugging Face, or fresh."""
     config = prepared.config
     needs = needs_of(prepared)
+    if checkpoint is not None:  # the engine fills in the weights, each rank its own part
+        return build_from_meta(config, checkpoint.meta, needs, topology.device)
     origin = config.model.init_from
-    if checkpoint is None and origin and (Path(origin) / "meta.json").is_file():
+    if not origin:
+        return build_model(config.model, needs, device=topology.device)
+    extension = find_extension(config)
+    if extension is not None:
+        needs = replace(needs, vocab_size=extension.base_vocab_size)
+    if (Path(origin) / "meta.json").is_file():
         other = Checkpoint.open(Path(origin))
         loaded = build_from_meta(config, other.meta, needs, topology.device)
         load_tensors(loaded.model, other.tensors(), origin=origin)
-        return loaded
-    if checkpoint is not None:  # the engine fills in the weights, each rank its own part
-        return build_from_meta(config, checkpoint.meta, needs, topology.device)
-    return build_model(config.model, needs, device=topology.device)
+    else:
+        loaded = build_model(config.model, needs, device=topology.device)
+    if extension is not None:  # now, while the weights are whole: sharded ones cannot be resized
+        return extend_vocabulary(loaded, extension)
+    return with_vocabulary(loaded, tokens=prepared.vocab_size)
 
 
 def needs_of(prepared: Prepared) -> Needs:
@@ -199,7 +207,7 @@ def _fit(run: Run, first_step: int) -> int:
     )
     loader = Loader(
         plan,
-        run.prepared.train_stores,
+        run.prepared.rows,
         rank=topology.rank,
         world_size=topology.world_size,
         micro_batch_size=config.train.micro_batch_size,

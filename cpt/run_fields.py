@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from cpt.mix_fields import DEFAULT_REPLAY_SHARE as DEFAULT_REPLAY_SHARE  # a part of this module's name, as stages are
+from cpt.mix_fields import ConstantMix, Mix, Weight
+from cpt.mix_fields import StageSection as StageSection
 from cpt.schedule_fields import Count, RewarmCosine, Schedule, Section, Share, Steps
 
-DEFAULT_REPLAY_SHARE = 0.25  # for a strong shift, such as prose to code or another language: arXiv 2403.08763
+MaxEpochs = Annotated[float, Field(gt=0.0)]
 
 
 class RunSection(Section):
@@ -34,28 +37,40 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
 
 
-class StageSection(Section):
-    tokens: Count = Field(description="tokens of this stage")
-    share_general: Share | None = Field(
-        None, description="share of general tokens in this stage; without it weights say it: the sum of general sources"
-    )
-    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
-        default_factory=dict,
-        description="relative weight of each source inside its group, default: by tokens; "
-        "without share_general its share of the whole stage",
-    )
+class PastMixture(Section):
+    """What the run file said of the mixture until it was changed; the plan is built from all of them in turn."""
+
+    until_step: Count = Field(description="steps done when it was changed")
+    sources: tuple[str, ...] = Field(min_length=1, description="sources there were, of data.stores")
+    share_general: Share | None = Field(None, description="replay.share_general as it was; so with the others")
+    weights: dict[str, Weight] = Field(default_factory=dict, description="data.weights")
+    max_epochs: MaxEpochs = Field(4.0, description="data.max_epochs")
+    max_epochs_of: dict[str, MaxEpochs] = Field(default_factory=dict, description="data.max_epochs_of")
+    stages: tuple[StageSection, ...] = Field((), description="data.stages")
+    mix: Mix = Field(ConstantMix(), description="data.mix")
 
 
 class DataSection(Section):
     stores: dict[str, Path] = Field(min_length=1, description="source name -> token store folder")
     seq_len: Count = Field(description="tokens in a packed row")
-    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+    packing: Literal["concat", "best_fit"] = Field(
+        "concat", description="how rows are cut: the stream every seq_len tokens, or only documents longer than a row"
+    )
+    pack_dir: Path | None = Field(None, description="folder of the best_fit indexes; default: beside each store")
+    weights: dict[str, Weight] = Field(
         default_factory=dict, description="relative weight of each source inside its group; default: by tokens"
     )
-    max_epochs: Annotated[float, Field(gt=0.0)] = Field(
+    max_epochs: MaxEpochs = Field(
         4.0, description="passes over one source before its quota is capped (up to 4 are nearly free: arXiv 2305.16264)"
     )
+    max_epochs_of: dict[str, MaxEpochs] = Field(
+        default_factory=dict, description="source -> its own cap in place of max_epochs"
+    )
     stages: tuple[StageSection, ...] = Field((), description="mixture by stage; replaces replay.share_general")
+    mix: Mix = Field(ConstantMix(), description="how the mixture moves over the run's tokens")
+    past: tuple[PastMixture, ...] = Field(
+        (), description="mixtures that the run had before this one; written by cpt resume, which may change the mixture"
+    )
 
 
 class ReplaySection(Section):

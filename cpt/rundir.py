@@ -44,6 +44,7 @@ class RunDir:
         self.root = root
         self.config = root / "config.yaml"
         self.plan = root / "plan.json"
+        self.plans = root / "plans"  # of a run whose mixture was changed: every plan it had
         self.recommendation = root / "recommendation.json"
         self.environment = root / "environment.json"
         self.metrics = root / "metrics.jsonl"
@@ -54,6 +55,10 @@ class RunDir:
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_name(step)
+
+    def plan_from(self, step: int) -> Path:
+        """The plan that was made when the mixture was changed after ``step`` steps; 0: the first one."""
+        return self.plans / f"{step_name(step)}.json"
 
     def eval_file(self, step: int) -> Path:
         return self.evals / f"{step_name(step)}.json"

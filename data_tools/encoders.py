@@ -1,14 +1,13 @@
 """Texts to token ids without special tokens: `gigatoken` where it is proved equal, `tokenizers`, `sentencepiece`.
 
-An encoder is immutable and may be called from many threads at once. Ids travel as numpy arrays, end to end, with one
-length per text. No BOS, no EOS: the store builder appends EOS. Long texts are cut into pieces for the two libraries
-that need 40 to 100 bytes of memory per byte of text (measured: 5.4 GB and 2.1 GB for one text of 50 MB), and only at a
-kind of place where a sample proved that cutting changes no id. Refused: a tokenizer without EOS unless one is named, a
+An encoder is immutable. Ids travel as numpy arrays, end to end, with one length per text. No BOS, no EOS among them:
+the store builder puts both, the encoder knows their ids. Refused: a tokenizer without EOS unless one is named, a
 folder without a tokenizer.
 """
 
 import hashlib
 import importlib.util
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +20,14 @@ from numpy.typing import NDArray
 
 from cpt.data.token_store import TokenizerFacts
 from cpt.rundir import DataError
+from data_tools.tokenizing.cutting import Cut, find_cut
 
 Ids = NDArray[np.uint32]
 Decode = Callable[[Sequence[int]], str]
-EncodeBatch = Callable[[Sequence[str]], tuple[Ids, NDArray[np.int64]]]
+Texts = Sequence[str] | Sequence[bytes]
+EncodeBatch = Callable[[Texts], tuple[Ids, NDArray[np.int64]]]
+AUTO_BOS, NO_BOS = "auto", "none"
 
-_LONG_TEXT = 1_000_000  # characters
-_CUT = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
 # Strings on which byte-level BPE implementations were seen to differ: white space, marks, digits, contractions,
 # scripts.
 _TRICKY = (
@@ -43,32 +43,41 @@ _TRICKY = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """``encode_batch(texts)`` -> (ids end to end, tokens per text); ``note`` says which back-end was taken and why."""
+    """``encode_batch(texts)`` -> (ids end to end, tokens per text), of strings or of UTF-8 bytes.
+
+    ``bos_id``: what stands before every document, None for nothing; ``note``: which back-end was taken, why;
+    ``cut``: where long texts may be cut without changing an id, None where no such place was proved.
+    """
 
     facts: TokenizerFacts
     vocab_size: int
     eos_id: int
+    bos_id: int | None
     backend: str
     note: str
     encode_batch: EncodeBatch
+    cut: Cut | None = None
 
 
-def load_encoder(path: Path, *, eos_token: str | None = None, sample: Sequence[str] = ()) -> Encoder:
+def load_encoder(
+    path: Path, *, eos_token: str | None = None, bos_token: str = AUTO_BOS, sample: Sequence[str] = ()
+) -> Encoder:
     """Load a ``tokenizer.json``, a Hugging Face folder or a sentencepiece ``.model``.
 
-    ``sample``: texts of the corpus. With `gigatoken` installed and equal to `tokenizers` on every one of them (and on a
-    set of tricky strings) it does the work; without a sample it is never used, because nothing then proves it equal.
+    ``sample``: texts of the corpus. With `gigatoken` installed and equal to the tokenizer's own library on every one of
+    them (and on a set of tricky strings) it does the work; without a sample it is never used, because nothing then
+    proves it equal. ``bos_token``: a token, ``none``, or ``auto`` for what the tokenizer itself puts before a text.
 
     Raises:
-        DataError: no tokenizer there, an unreadable one, no EOS token in it.
+        DataError: no tokenizer there, an unreadable one, no EOS token in it, no such BOS token.
     """
     file = _find_tokenizer_file(path)
-    encoder = _load_sentencepiece(file, eos_token) if file.suffix == ".model" else _load_tokenizers(file, eos_token)
-    if sample and file.suffix != ".model":
-        encoder = _prefer_gigatoken(encoder, file, sample)
-    if encoder.backend == "gigatoken":  # needs little more memory than the text itself, so it takes long ones whole
+    load = _load_sentencepiece if file.suffix == ".model" else _load_tokenizers
+    encoder = load(file, eos_token, bos_token)
+    if not sample:
         return encoder
-    return replace(encoder, encode_batch=_with_long_texts(encoder.encode_batch, sample))
+    encoder = _prefer_gigatoken(encoder, file, sample)
+    return replace(encoder, cut=find_cut(lambda texts: encoder.encode_batch(texts)[0], sample))
 
 
 def load_decoder(path: Path) -> Decode:
@@ -147,12 +156,12 @@ def _open_tokenizers(file: Path) -> Any:
     return tokenizer
 
 
-def _load_tokenizers(file: Path, eos_token: str | None) -> Encoder:
+def _load_tokenizers(file: Path, eos_token: str | None, bos_token: str) -> Encoder:
     tokenizer = _open_tokenizers(file)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
 
-    def encode_batch(texts: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
-        rows = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def encode_batch(texts: Texts) -> tuple[Ids, NDArray[np.int64]]:
+        rows = [encoding.ids for encoding in tokenizer.encode_batch_fast(_strings(texts), add_special_tokens=False)]
         return _flatten(rows)
 
     settings = _tokenizer_config(file)
@@ -163,10 +172,38 @@ def _load_tokenizers(file: Path, eos_token: str | None) -> Encoder:
         ),
         vocab_size=max(vocabulary.values()) + 1,
         eos_id=_require_eos(eos, vocabulary, file),
+        bos_id=_own_bos(tokenizer, settings, vocabulary)
+        if bos_token == AUTO_BOS
+        else _require_bos(bos_token, vocabulary, file),
         backend="tokenizers",
         note="tokenizers (no sample of the corpus to compare gigatoken on)",
         encode_batch=encode_batch,
     )
+
+
+def _strings(texts: Texts) -> list[str]:
+    return [text if isinstance(text, str) else text.decode() for text in texts]
+
+
+def _own_bos(tokenizer: Any, settings: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
+    """What the tokenizer puts before a text by itself; `transformers` lets ``add_bos_token`` overrule the file."""
+    asked = settings.get("add_bos_token")
+    if asked is not None:
+        return vocabulary.get(_content(settings.get("bos_token")) or "") if asked else None
+    encoding = tokenizer.encode("a", add_special_tokens=True)
+    before = list(itertools.takewhile(bool, encoding.special_tokens_mask))
+    return int(encoding.ids[0]) if len(before) == 1 and len(encoding.ids) > 1 else None
+
+
+def _require_bos(bos_token: str, vocabulary: dict[str, int], file: Path) -> int | None:
+    if bos_token == NO_BOS:
+        return None
+    if bos_token not in vocabulary:
+        raise DataError(
+            f"{file}: has no token {bos_token!r} to start documents with; fix: --bos-token {AUTO_BOS}, {NO_BOS} or "
+            f"one of {_likely_specials(vocabulary)}"
+        )
+    return vocabulary[bos_token]
 
 
 def _tokenizer_config(file: Path) -> dict[str, Any]:
@@ -186,9 +223,12 @@ def _content(token: Any) -> str | None:
 def _require_eos(eos: str | None, vocabulary: dict[str, int], file: Path) -> int:
     if eos is not None and eos in vocabulary:
         return int(vocabulary[eos])
-    likely = [token for token in vocabulary if re.fullmatch(r"<.*>|\[.*\]", token)][:8]
     problem = "names no EOS token" if eos is None else f"has no token {eos!r} to end documents with"
-    raise DataError(f"{file}: {problem}; fix: --eos-token TOKEN, for instance one of {likely}")
+    raise DataError(f"{file}: {problem}; fix: --eos-token TOKEN, for instance one of {_likely_specials(vocabulary)}")
+
+
+def _likely_specials(vocabulary: dict[str, int]) -> list[str]:
+    return [token for token in vocabulary if re.fullmatch(r"<.*>|\[.*\]", token)][:8]
 
 
 def _open_sentencepiece(file: Path) -> Any:
@@ -200,20 +240,29 @@ def _open_sentencepiece(file: Path) -> Any:
         raise DataError(f"{file}: sentencepiece cannot load it ({error}); fix: copy the model again") from None
 
 
-def _load_sentencepiece(file: Path, eos_token: str | None) -> Encoder:
+def _load_sentencepiece(file: Path, eos_token: str | None, bos_token: str) -> Encoder:
     processor = _open_sentencepiece(file)
 
-    def encode_batch(texts: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
-        return _flatten(processor.encode(list(texts), num_threads=1))
+    def encode_batch(texts: Texts) -> tuple[Ids, NDArray[np.int64]]:
+        rows = processor.encode(list(texts), num_threads=1, return_type="numpy")
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return np.concatenate([np.empty(0, np.int32), *rows]).astype(np.uint32), lengths
 
-    eos_id = processor.eos_id() if eos_token is None else processor.piece_to_id(eos_token)
-    if eos_id < 0 or (eos_token is not None and processor.id_to_piece(eos_id) != eos_token):
-        pieces = {processor.id_to_piece(i): i for i in range(min(processor.get_piece_size(), 300))}
+    pieces = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    eos_id = processor.eos_id() if eos_token is None else pieces.get(eos_token, -1)
+    if eos_id < 0:
         _require_eos(eos_token, pieces, file)
+    # the library adds nothing unless asked; models that define a BOS are the ones trained with it (Llama, Mistral,
+    # Gemma), those without have none (T5)
+    own_bos = processor.bos_id() if processor.bos_id() >= 0 else None
+    settings = _tokenizer_config(file)
     return Encoder(
         facts=TokenizerFacts(_name(file), tokenizer_fingerprint(file), "sentencepiece"),
         vocab_size=processor.get_piece_size(),
         eos_id=eos_id,
+        bos_id=(own_bos if settings.get("add_bos_token", True) else None)
+        if bos_token == AUTO_BOS
+        else _require_bos(bos_token, pieces, file),
         backend="sentencepiece",
         note="sentencepiece (its own library: converted models differ in some ids)",
         encode_batch=encode_batch,
@@ -231,26 +280,49 @@ def _flatten(rows: Sequence[Sequence[int]]) -> tuple[Ids, NDArray[np.int64]]:
 
 
 def _prefer_gigatoken(encoder: Encoder, file: Path, sample: Sequence[str]) -> Encoder:
+    own = encoder.backend
     if importlib.util.find_spec("gigatoken") is None:
-        return replace(encoder, note="tokenizers (install gigatoken for 20 to 40 times the speed)")
+        return replace(encoder, note=f"{own} (install gigatoken, pip install 'cpt[data]', for 5 to 40 times the speed)")
     import gigatoken
 
+    load = gigatoken.Tokenizer.from_sentencepiece if file.suffix == ".model" else gigatoken.Tokenizer.from_json
     try:
-        tokenizer = gigatoken.Tokenizer.from_json(file.read_bytes())
+        tokenizer = load(file.read_bytes())
     except Exception as error:  # its loader panics or raises various types for models it does not know
-        return replace(encoder, note=f"tokenizers (gigatoken cannot load this tokenizer: {error})")
+        reason = str(error).partition("\n")[0]
+        return replace(encoder, note=f"{own} (gigatoken cannot load this tokenizer: {reason})")
 
-    def encode_batch(texts: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
-        # parallel=False still releases the GIL; the callers bring the threads
+    def encode_whole(texts: Texts) -> tuple[Ids, NDArray[np.int64]]:
+        # parallel=False: its thread pool does not survive a fork, and the callers bring the processes
         layout = tokenizer.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(layout.offsets.data, np.int64)
         return np.asarray(layout.content.data, np.uint32)[offsets[0] : offsets[-1]], np.diff(offsets)
 
+    encode_batch: EncodeBatch = encode_whole
+    if file.suffix == ".model":
+        encode_batch = _around_controls(encode_whole, encoder.encode_batch, file)
     difference = _first_difference(encoder.encode_batch, encode_batch, [*sample, *_TRICKY])
     if difference is not None:
-        return replace(encoder, note=f"tokenizers (gigatoken gives other ids for {difference[:40]!r})")
-    note = f"gigatoken (equal to tokenizers on {len(sample)} sampled documents)"
+        return replace(encoder, note=f"{own} (gigatoken gives other ids for {difference[:40]!r})")
+    note = f"gigatoken (equal to {own} on {len(sample)} sampled documents)"
     return replace(encoder, backend="gigatoken", note=note, encode_batch=encode_batch)
+
+
+def _around_controls(fast: EncodeBatch, exact: EncodeBatch, file: Path) -> EncodeBatch:
+    """sentencepiece reads "<s>" in a text as three characters, gigatoken as the token: such texts go to the former."""
+    processor = _open_sentencepiece(file)
+    pieces = range(processor.get_piece_size())
+    controls = [processor.id_to_piece(i).encode() for i in pieces if processor.is_control(i) or processor.is_unknown(i)]
+
+    def encode_batch(texts: Texts) -> tuple[Ids, NDArray[np.int64]]:
+        raws = [text.encode() if isinstance(text, str) else text for text in texts]
+        odd = {i for i, raw in enumerate(raws) if any(control in raw for control in controls)}
+        if not odd:
+            return fast(raws)
+        rows = [(exact if i in odd else fast)([raw])[0] for i, raw in enumerate(raws)]
+        return np.concatenate(rows), np.array([len(row) for row in rows], np.int64)
+
+    return encode_batch
 
 
 def _first_difference(expected: EncodeBatch, found: EncodeBatch, texts: Sequence[str]) -> str | None:
@@ -262,50 +334,3 @@ def _first_difference(expected: EncodeBatch, found: EncodeBatch, texts: Sequence
         if not np.array_equal(expected([text])[0], found([text])[0]):
             return text
     return texts[0]  # differs in the batch only; still a difference
-
-
-# --- long texts
-
-
-def _with_long_texts(encode_batch: EncodeBatch, sample: Sequence[str]) -> EncodeBatch:
-    """Bounded memory for long texts: cut before a space (byte-level BPE) or at it (models that prefix one).
-
-    The first cut that leaves every id of the sample as it was is taken; where none does, long texts stay whole.
-    """
-    probe = [text[:20_000] for text in sample[:64] if _CUT.search(text)]
-    for keep_space in (1, 0):
-        if probe and _cutting_is_exact(encode_batch, probe, keep_space):
-            return _CuttingEncoder(encode_batch, keep_space)
-    return encode_batch
-
-
-def _cutting_is_exact(encode_batch: EncodeBatch, probe: Sequence[str], keep_space: int) -> bool:
-    pieces = [piece for text in probe for piece in _pieces(text, 200, keep_space)]
-    return np.array_equal(encode_batch(probe)[0], encode_batch(pieces)[0])
-
-
-def _pieces(text: str, size: int, keep_space: int) -> list[str]:
-    """Pieces of at least ``size`` characters, each but the first starting with its space if ``keep_space``."""
-    pieces, start = [], 0
-    while cut := _CUT.search(text, start + size):
-        pieces.append(text[start : cut.start()])
-        start = cut.end() - keep_space
-    return [*pieces, text[start:]]
-
-
-@dataclass(frozen=True)
-class _CuttingEncoder:
-    encode_batch: EncodeBatch
-    keep_space: int
-
-    def __call__(self, texts: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
-        if all(len(text) <= _LONG_TEXT for text in texts):
-            return self.encode_batch(texts)
-        rows = [self._encode_one(text) for text in texts]
-        lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-        return np.concatenate(rows), lengths
-
-    def _encode_one(self, text: str) -> Ids:
-        # one call per piece: the libraries hold their working memory for a whole batch
-        pieces = _pieces(text, _LONG_TEXT, self.keep_space)
-        return np.concatenate([self.encode_batch([piece])[0] for piece in pieces])

@@ -1,62 +1,57 @@
 """Raw text to a finished token store, in constant memory and in one order whatever the number of workers.
 
-    records -> batches -> [worker threads: hash for the split, encode, EOS] -> in order -> shards -> manifests
+    records -> jobs -> [worker processes: hash for the split, encode, BOS, EOS] -> in order -> shards -> manifests
 
-The input is cut into *segments* of at least ``segment_bytes`` of text, at document borders. Each segment gives one
-shard per split; then ``build.json`` records the position in the input and the finished shards, atomically. A killed job
-started again with the same request goes on behind the last finished segment and ends with the same bytes. The folder of
-another request is refused. Encoders release the GIL, so workers are threads: nothing is copied between processes.
+Each segment of the input (see ``tokenizing.jobs``) gives one shard per split; then ``build.json`` records the position
+in the input and the finished shards, atomically. A killed job started again with the same request goes on behind the
+last finished segment and ends with the same bytes. The folder of another request is refused.
+Memory: about 170 MB per process and four times the longest document, whatever the size of the input; sixteen times
+where a rare character makes Python keep that document in four bytes per character.
 """
 
-import hashlib
-import json
+import base64
+import errno
+import os
+import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, Self
 
-import numpy as np
-from numpy.typing import NDArray
+import orjson
 
-from cpt.data.token_store import SplitState, SplitWriter, StoreLabel
-from cpt.rundir import DataError, write_atomic
+from cpt.data.token_store import MANIFEST_NAME, SplitWriter, StoreLabel, TokenStore
+from cpt.rundir import DataError
+from data_tools.corpus.document import BadRecord
 from data_tools.encoders import Encoder, load_encoder
 from data_tools.folder_lock import hold_folder
-from data_tools.sources import Input, ReadOptions, read_texts, resolve_inputs
+from data_tools.sources import Input, resolve_inputs
+from data_tools.tokenizing.build_file import BUILD_NAME, REJECTS_NAME, Build, open_build
+from data_tools.tokenizing.crew import in_order
+from data_tools.tokenizing.documents import DocumentEncoder, Halves
+from data_tools.tokenizing.jobs import Job, Reading, is_heldout, make_jobs
+from data_tools.tokenizing.parts import merge_parts, part_folder, share_of
+from data_tools.tokenizing.prediction import Prediction, predict, readable, require_space, take_sample
+from data_tools.tokenizing.request import SPLITS, StoreRequest, identity_of
 
-SPLITS = ("train", "heldout")
-BUILD_NAME = "build.json"
-BUILD_VERSION = 1
-_BATCH_BYTES = 2 << 20
-_IN_FLIGHT_BYTES = 64 << 20
-_SAMPLE_BYTES = 1 << 19
-_SAMPLE_INPUTS = 8
+__all__ = [
+    "SplitResult",
+    "StoreRequest",
+    "StoreResult",
+    "build_store",
+    "is_heldout",
+    "merge_store",
+    "predict_store",
+    "verify_store",
+]
 
 ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class StoreRequest:
-    """What ``cpt data tokenize`` asks for; every field but ``workers`` decides the bytes of the store."""
-
-    inputs: tuple[str, ...]
-    tokenizer: Path
-    out: Path
-    source: str
-    domain: str
-    heldout_fraction: float = 0.01
-    eos_token: str | None = None
-    read: ReadOptions = field(default_factory=ReadOptions)
-    segment_bytes: int = 128 << 20
-    workers: int = 2
-
-
-@dataclass(frozen=True)
 class SplitResult:
-    """Counts of one split; ``utf8_bytes`` without EOS."""
+    """Counts of one split; ``utf8_bytes`` without BOS and EOS."""
 
     documents: int
     tokens: int
@@ -66,10 +61,12 @@ class SplitResult:
 
 @dataclass(frozen=True)
 class StoreResult:
-    """What was built. ``resumed_segments``: segments found finished; ``already_done``: nothing was left to do."""
+    """What was built. ``rejected``: bad records by reason; ``resumed_segments``: segments found finished;
+    ``already_done``: nothing was left to do."""
 
     splits: dict[str, SplitResult]
     empty_documents: int
+    rejected: dict[str, int]
     encoder: str
     warnings: tuple[str, ...]
     resumed_segments: int
@@ -77,269 +74,233 @@ class StoreResult:
     seconds: float
 
 
-@dataclass
-class _Build:
-    """``build.json``: the request, the position behind the last finished segment and the shards up to there."""
-
-    request: dict[str, Any]
-    encoder: str = ""
-    input_index: int = 0
-    record: int = 0
-    empty_documents: int = 0
-    finished: bool = False
-    splits: dict[str, SplitState] = field(default_factory=lambda: {split: SplitState() for split in SPLITS})
-
-    def save(self, folder: Path) -> None:
-        write_atomic(
-            folder / BUILD_NAME, json.dumps({"format_version": BUILD_VERSION, **asdict(self)}, indent=1) + "\n"
-        )
-
-
 @dataclass(frozen=True)
-class _Batch:
-    """Consecutive documents, and where the input stands behind them."""
+class _Plan:
+    """A request made concrete: its inputs, its encoder, where it is built and the build as it is at its start."""
 
-    texts: list[str]
-    utf8_bytes: int
-    empty_documents: int
-    input_index: int
-    record: int
-    done_bytes: int
-    ends_segment: bool
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    tokens: NDArray[Any]
-    lengths: NDArray[np.int64]
-    utf8_bytes: int
+    request: StoreRequest
+    inputs: list[Input]
+    encoder: Encoder
+    folder: Path
+    fresh: Build
+    prediction: Prediction
 
 
 def build_store(request: StoreRequest, *, progress: ProgressCallback | None = None) -> StoreResult:
-    """Build ``request.out``/{train,heldout}, or finish a build that was stopped, or find it finished.
+    """Build ``request.out``/{train,heldout}, or its part of them, or finish a build that was stopped, or find it done.
 
     ``progress(bytes_done, bytes_total)`` counts bytes of the input files on disk; total 0: unknown (hub data sets).
 
     Raises:
         DataError: bad input or tokenizer, a folder that holds something else, another writer at work in it.
+        RuntimeError: no room on the disk, a worker process that died.
     """
     started = time.monotonic()
-    _check(request)
-    inputs = resolve_inputs(request.inputs)
-    request.out.mkdir(parents=True, exist_ok=True)
-    with hold_folder(request.out):
-        sample = _sample(inputs, request.read)
-        encoder = load_encoder(request.tokenizer, eos_token=request.eos_token, sample=sample)
-        build = _open_build(request.out, _identity(request, inputs, encoder))
+    plan = _plan(request)
+    merged = _merged_before(plan)
+    if merged is not None:
+        return _result(merged, 0, True, time.monotonic() - started)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with hold_folder(plan.folder):
+        build = open_build(plan.folder, plan.fresh)
         resumed, done = len(build.splits["train"].shards), build.finished
         if not done:
-            build.encoder = encoder.note
-            _run(request, inputs, encoder, build, progress or (lambda done_bytes, total_bytes: None))
+            require_space(plan.prediction, plan.folder, build.stored_bytes)
+            _run(plan, build, progress or (lambda done_bytes, total_bytes: None))
     return _result(build, resumed, done, time.monotonic() - started)
 
 
-def is_heldout(text: bytes, fraction: float) -> bool:
-    """By the text alone: the same document falls on the same side in every corpus, order and run."""
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") < fraction * 2**64
+def predict_store(request: StoreRequest) -> Prediction:
+    """What ``build_store`` would make, without writing anything. Raises DataError as that does."""
+    return _plan(request).prediction
 
 
-def _check(request: StoreRequest) -> None:
-    rules = (
-        (0 <= request.heldout_fraction < 1, "heldout_fraction", request.heldout_fraction, "0 <= x < 1"),
-        (request.workers >= 1, "workers", request.workers, "at least 1"),
-        (request.segment_bytes >= 1, "segment_bytes", request.segment_bytes, "at least 1"),
-        (bool(request.source), "source", request.source, "a name"),
-        (bool(request.domain), "domain", request.domain, "a label such as general or medical"),
-    )
-    problems = [f"{name} is {value!r}, must be {rule}" for good, name, value, rule in rules if not good]
-    if problems:
-        raise DataError("; ".join(problems))
+def merge_store(out: Path) -> StoreResult:
+    """One store of the parts that tasks built in ``out``. Raises DataError where a part is missing or damaged."""
+    started = time.monotonic()
+    return _result(merge_parts(out), 0, False, time.monotonic() - started)
 
 
-def _identity(request: StoreRequest, inputs: Sequence[Input], encoder: Encoder) -> dict[str, Any]:
-    """Everything that decides the bytes of the store; files count with their sizes, so a changed one is noticed."""
-    return {
-        "inputs": [[entry.name, entry.size_bytes] for entry in inputs],
-        "text_key": request.read.text_key,
-        "txt_documents": request.read.txt_documents,
-        "tokenizer": encoder.facts.fingerprint,
-        "eos_id": encoder.eos_id,
-        "source": request.source,
-        "domain": request.domain,
-        "heldout_fraction": request.heldout_fraction,
-        "segment_bytes": request.segment_bytes,
-    }
+def verify_store(path: Path) -> dict[str, SplitResult]:
+    """Read a store or one split of it completely and compare every hash.
 
-
-def _open_build(folder: Path, identity: dict[str, Any]) -> _Build:
-    """A new build, or the one found in the folder if it is of the same request."""
-    file = folder / BUILD_NAME
-    if not file.is_file():
-        foreign = [entry.name for entry in folder.iterdir() if entry.name not in (*SPLITS, "writer.lock")]
-        foreign += [f"{split}/manifest.json" for split in SPLITS if (folder / split / "manifest.json").exists()]
-        if foreign:
-            raise DataError(f"{folder}: holds {sorted(foreign)[:5]} but no {BUILD_NAME}; fix: --out with a new folder")
-        return _Build(identity)
-    raw = json.loads(file.read_text(encoding="utf-8"))
-    version = raw.pop("format_version", None)
-    if version != BUILD_VERSION:
-        raise DataError(
-            f"{file}: format_version is {version!r}, this program writes {BUILD_VERSION}; fix: use a new folder"
+    Raises:
+        DataError: names the damaged file.
+    """
+    folders = [path] if (path / MANIFEST_NAME).is_file() else [path / split for split in SPLITS]
+    found = {}
+    for folder in folders:
+        store = TokenStore.open(folder)
+        store.verify()
+        manifest = store.manifest
+        found[manifest.split] = SplitResult(
+            manifest.documents, manifest.tokens, manifest.utf8_bytes, manifest.content_hash
         )
-    build = _Build(**raw | {"splits": {name: SplitState.from_dict(state) for name, state in raw["splits"].items()}})
-    changes = [f"{key}: {_short(build.request.get(key))} there, {_short(identity[key])} now"
-               for key in identity if build.request.get(key) != identity[key]]  # fmt: skip
-    if changes:
+    return found
+
+
+def _plan(request: StoreRequest) -> _Plan:
+    request.check()
+    inputs = resolve_inputs(request.inputs)
+    share = share_of([entry.size_bytes for entry in inputs], request.task)
+    # the sample is of all inputs, so that every task of an array decides alike
+    sample = take_sample(inputs, request.read, request.bad_records)
+    encoder = load_encoder(
+        request.tokenizer, eos_token=request.eos_token, bos_token=request.bos_token, sample=sample.texts
+    )
+    label = StoreLabel(
+        request.source, request.domain, "", encoder.vocab_size, encoder.eos_id, encoder.facts, encoder.bos_id
+    )
+    fresh = Build(identity_of(request, inputs, encoder), asdict(label), encoder.note)
+    folder = part_folder(request.out, request.task) if request.is_part else request.out
+    own = [inputs[index] for index in share]
+    return _Plan(request, own, encoder, folder, fresh, predict(sample, own, encoder, folder))
+
+
+def _merged_before(plan: _Plan) -> Build | None:
+    """The whole store, where a task is asked for parts of one that is merged already."""
+    if not plan.request.is_part or not (plan.request.out / BUILD_NAME).is_file():
+        return None
+    build = open_build(plan.request.out, plan.fresh)
+    if not build.finished:
         raise DataError(
-            f"{folder}: holds the store of another command ({'; '.join(changes)}); "
-            "fix: --out with a new folder, or delete this one"
+            f"{plan.request.out}: a store is being built here without --task; fix: finish it without --task, or --out "
+            "with a new folder"
         )
     return build
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 160 else f"{text[:160]}..."
+def _run(plan: _Plan, build: Build, progress: ProgressCallback) -> None:
+    request, work = plan.request, DocumentEncoder(plan.encoder, plan.request.heldout_fraction)
+    reading = Reading(
+        request.read, request.bad_records, request.heldout_fraction, request.segment_bytes, plan.encoder.cut
+    )
+    total_bytes = sum(entry.size_bytes for entry in plan.inputs)
+    jobs = make_jobs(plan.inputs, reading, build.input_index, build.record)
+    build.encoder = plan.encoder.note
+    with _Writers(plan.folder, build) as writers:
+        try:
+            for job, halves in in_order(jobs, work, request.workers):
+                writers.append(job, halves)
+                progress(job.done_bytes, total_bytes)
+            _finish(plan, build, writers)
+        except OSError as error:
+            _explain_full_disk(plan, build, error)
+            raise
 
 
-def _sample(inputs: Sequence[Input], options: ReadOptions) -> list[str]:
-    """The first documents of up to eight inputs spread over the list, about half a megabyte in all."""
-    chosen = inputs[:: -(-len(inputs) // _SAMPLE_INPUTS)]
-    texts: list[str] = []
-    for entry in chosen:
-        room = _SAMPLE_BYTES // len(chosen)
-        for text in read_texts(entry, options):
-            texts.append(text[: max(room, 1)])
-            room -= len(text)
-            if room <= 0:
-                break
-    return [text for text in texts if text]
-
-
-def _run(
-    request: StoreRequest, inputs: list[Input], encoder: Encoder, build: _Build, progress: ProgressCallback
-) -> None:
-    labels = {
-        split: StoreLabel(request.source, request.domain, split, encoder.vocab_size, encoder.eos_id, encoder.facts)
-        for split in SPLITS
-    }
-    writers = {split: SplitWriter(request.out / split, labels[split], build.splits[split]) for split in SPLITS}
-    total_bytes = sum(entry.size_bytes for entry in inputs)
-    try:
-        for batch, encoded in _encoded_batches(request, inputs, encoder, build):
-            for split, part in zip(SPLITS, encoded, strict=True):
-                writers[split].append(part.tokens, part.lengths, utf8_bytes=part.utf8_bytes)
-            build.empty_documents += batch.empty_documents
-            if batch.ends_segment:
-                _finish_segment(request.out, writers, build, batch)
-            progress(batch.done_bytes, total_bytes)
-    finally:
-        for writer in writers.values():
-            writer.close()
-    if not any(state.documents for state in build.splits.values()):
-        (request.out / BUILD_NAME).unlink(missing_ok=True)
+def _finish(plan: _Plan, build: Build, writers: "_Writers") -> None:
+    # a task may have got nothing but empty files; `merge` asks for documents in all parts together
+    if not plan.request.is_part and not any(state.documents for state in build.splits.values()):
+        writers.close()
+        (plan.folder / BUILD_NAME).unlink(missing_ok=True)
+        rejected = f", {sum(build.rejected.values())} rejected" if build.rejected else ""
         raise DataError(
-            f"{', '.join(request.inputs)}: no document with text in {len(inputs)} inputs "
-            f"({build.empty_documents} without text); fix: check the files and --text-key"
+            f"{', '.join(plan.request.inputs)}: no document with text in {len(plan.inputs)} inputs "
+            f"({build.empty_documents} without text{rejected}); fix: check the files and --text-key"
         )
-    for writer in writers.values():
-        writer.write_manifest()
+    writers.write_manifests()
     build.finished = True
-    build.save(request.out)
+    build.save(plan.folder)
 
 
-def _finish_segment(folder: Path, writers: dict[str, SplitWriter], build: _Build, batch: _Batch) -> None:
-    for writer in writers.values():
-        writer.finish_shard()
-    build.input_index, build.record = batch.input_index, batch.record
-    build.save(folder)
+def _explain_full_disk(plan: _Plan, build: Build, error: OSError) -> None:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return
+    left = (plan.prediction.store_bytes or 0) - build.stored_bytes
+    raise RuntimeError(
+        f"{plan.folder}: {os.strerror(error.errno)}; about {readable(max(left, 0))} more are needed, "
+        f"{readable(shutil.disk_usage(plan.folder).free)} are free; fix: free some space and run the same command "
+        "again, it goes on behind the last finished segment"
+    ) from error
 
 
-def _encoded_batches(
-    request: StoreRequest, inputs: list[Input], encoder: Encoder, build: _Build
-) -> Iterator[tuple[_Batch, tuple[_Encoded, _Encoded]]]:
-    """Batches with their encoded halves, in input order; bounded by bytes, so huge documents do not pile up."""
-    waiting: deque[tuple[_Batch, Future[tuple[_Encoded, _Encoded]]]] = deque()
-    in_flight = 0
-    with ThreadPoolExecutor(request.workers) as pool:
-        for batch in _batches(inputs, request, build.input_index, build.record):
-            while waiting and (in_flight + batch.utf8_bytes > _IN_FLIGHT_BYTES or len(waiting) > 2 * request.workers):
-                first, future = waiting.popleft()
-                in_flight -= first.utf8_bytes
-                yield first, future.result()
-            waiting.append((batch, pool.submit(_encode, batch.texts, encoder, request.heldout_fraction)))
-            in_flight += batch.utf8_bytes
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+class _Writers:
+    """The files of one build: a shard of each split, and rejects.jsonl; all of them at the same position."""
+
+    def __init__(self, folder: Path, build: Build) -> None:
+        self._folder = folder
+        self._build = build
+        self._splits = [SplitWriter(folder / split, build.split_label(split), build.splits[split]) for split in SPLITS]
+        self._rejects: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def append(self, job: Job, halves: Halves) -> None:
+        """Write a job's tokens and bad records; at the end of a segment, make it count."""
+        build = self._build
+        for record in job.rejects:
+            self._open_rejects().write(_reject_line(record))
+            build.rejected[record.reason] = build.rejected.get(record.reason, 0) + 1
+        build.empty_documents += job.empty_documents
+        for number, (writer, half) in enumerate(zip(self._splits, halves, strict=True)):
+            if job.piece is None:
+                writer.append(half.tokens, half.lengths, utf8_bytes=half.utf8_bytes)
+            elif job.piece.side == number:
+                writer.append_piece(half.tokens, utf8_bytes=half.utf8_bytes, ends_document=job.piece.last)
+        if job.ends_segment:
+            self._finish_segment(job)
+
+    def _finish_segment(self, job: Job) -> None:
+        for writer in self._splits:
+            writer.finish_shard()
+        if self._rejects is not None:
+            self._rejects.flush()
+            os.fsync(self._rejects.fileno())
+            self._build.rejects_bytes = self._rejects.tell()
+        self._build.input_index, self._build.record = job.input_index, job.record
+        self._build.save(self._folder)
+
+    def _open_rejects(self) -> BinaryIO:
+        """Where the last finished segment left it: what an unfinished one wrote is cut off."""
+        if self._rejects is None:
+            file = self._folder / REJECTS_NAME
+            file.touch()
+            self._rejects = file.open("r+b")
+            self._rejects.truncate(self._build.rejects_bytes)
+            self._rejects.seek(0, os.SEEK_END)
+        return self._rejects
+
+    def write_manifests(self) -> None:
+        for writer in self._splits:
+            writer.write_manifest()
+
+    def close(self) -> None:
+        """Let go of an unfinished segment; its files are overwritten by the next run."""
+        for writer in self._splits:
+            writer.close()
+        if self._rejects is not None:
+            self._rejects.close()
+            self._rejects = None
 
 
-def _batches(inputs: list[Input], request: StoreRequest, input_index: int, record: int) -> Iterator[_Batch]:
-    """Documents from the given position on, in batches; every segment and the input end with ``ends_segment``.
-
-    Where a batch ends inside a segment has no influence on the store; where a segment ends depends on the texts alone.
-    """
-    texts: list[str] = []
-    batch_bytes = segment_bytes = empty = 0
-    behind = sum(entry.size_bytes for entry in inputs[:input_index])
-    for index in range(input_index, len(inputs)):
-        for text in read_texts(inputs[index], request.read, start=record):
-            record += 1
-            if not text:
-                empty += 1
-                continue
-            size = len(text) if text.isascii() else len(text.encode())
-            texts.append(text)
-            batch_bytes += size
-            segment_bytes += size
-            ends_segment = segment_bytes >= request.segment_bytes
-            if ends_segment or batch_bytes >= _BATCH_BYTES:
-                done = behind + inputs[index].done_bytes
-                yield _Batch(texts, batch_bytes, empty, index, record, done, ends_segment)
-                texts, batch_bytes, empty = [], 0, 0
-                segment_bytes = 0 if ends_segment else segment_bytes
-        behind, record = behind + inputs[index].size_bytes, 0
-    if segment_bytes or empty:
-        yield _Batch(texts, batch_bytes, empty, len(inputs), 0, behind, True)
+def _reject_line(record: BadRecord) -> bytes:
+    """The record as it was: as text, or in base64 where it is none."""
+    kept = {"reason": record.reason, "detail": record.detail, "origin": record.origin}
+    try:
+        return orjson.dumps(kept | {"raw": record.raw.decode()}) + b"\n"
+    except UnicodeDecodeError:
+        return orjson.dumps(kept | {"raw_base64": base64.b64encode(record.raw).decode()}) + b"\n"
 
 
-def _encode(texts: list[str], encoder: Encoder, heldout_fraction: float) -> tuple[_Encoded, _Encoded]:
-    """(train, heldout) halves of a batch; runs in a worker thread."""
-    halves: tuple[list[str], list[str]] = ([], [])
-    sizes = [0, 0]
-    for text in texts:
-        raw = text.encode()
-        side = is_heldout(raw, heldout_fraction)
-        halves[side].append(text)
-        sizes[side] += len(raw)
-    return _encode_half(halves[0], sizes[0], encoder), _encode_half(halves[1], sizes[1], encoder)
-
-
-def _encode_half(texts: list[str], utf8_bytes: int, encoder: Encoder) -> _Encoded:
-    """Ids in the store's dtype with EOS behind every document."""
-    dtype = np.uint16 if encoder.vocab_size <= 1 << 16 else np.uint32
-    if not texts:
-        return _Encoded(np.empty(0, dtype), np.empty(0, np.int64), 0)
-    ids, lengths = encoder.encode_batch(texts)
-    assert not len(ids) or ids.max() < encoder.vocab_size, f"id {ids.max()} from a vocabulary of {encoder.vocab_size}"
-    lengths = lengths + 1
-    tokens = np.empty(len(ids) + len(texts), dtype)
-    is_text = np.ones(len(tokens), bool)
-    is_text[lengths.cumsum() - 1] = False
-    tokens[is_text] = ids
-    tokens[~is_text] = encoder.eos_id
-    return _Encoded(tokens, lengths, utf8_bytes)
-
-
-def _result(build: _Build, resumed: int, done: bool, seconds: float) -> StoreResult:
+def _result(build: Build, resumed: int, done: bool, seconds: float) -> StoreResult:
     splits = {
         name: SplitResult(state.documents, state.tokens, state.utf8_bytes, state.content_hash)
         for name, state in build.splits.items()
     }
-    warnings = tuple(
-        f"the {name} split is empty: too few documents for heldout_fraction {build.request['heldout_fraction']}; "
+    warnings = tuple(_warnings(build, splits))
+    return StoreResult(splits, build.empty_documents, build.rejected, build.encoder, warnings, resumed, done, seconds)
+
+
+def _warnings(build: Build, splits: dict[str, SplitResult]) -> Sequence[str]:
+    fraction = build.request["heldout_fraction"]
+    return [
+        f"the {name} split is empty: too few documents for heldout_fraction {fraction}; "
         "give more documents, a larger --heldout-fraction, or --txt-documents blank-line for text files"
         for name, split in splits.items()
-        if not split.documents and (name == "train" or build.request["heldout_fraction"] > 0)
-    )
-    return StoreResult(splits, build.empty_documents, build.encoder, warnings, resumed, done, seconds)
+        if not split.documents and (name == "train" or fraction > 0)
+    ]

@@ -20,13 +20,14 @@ FLOORS = (
     (
         *("cpt.rundir", "cpt.config", "cpt.run_fields", "cpt.run_rules", "cpt.problems", "cpt.schedule_fields"),
         *("cpt.follow", "cpt.recommendation", "cpt.plan", "cpt.json_fields", "cpt.quotas"),
+        *("cpt.plan_parts", "cpt.plan_words", "cpt.mix_fields", "cpt.mix_schedules", "cpt.mixtures"),
     ),
     ("cpt.data", "cpt.checkpoint", "cpt.report", "launch"),
     ("cpt.model", "cpt.train", "data_tools"),
     ("cpt.planner", "cpt.eval"),
     ("cpt.prepare", "cpt.failures"),
-    ("cpt.runfolder", "cpt.announce"),
-    ("cpt.run",),
+    ("cpt.runfolder", "cpt.announce", "cpt.new_tokens"),
+    ("cpt.run", "cpt.remix"),
     ("cpt.offline",),  # verbs on finished runs: they take a run's objects without its loop
     ("cpt.quickstart_runs", "cpt.quickstart_crew"),
     ("cpt.quickstart", "cpt.plan_cli"),
@@ -44,15 +45,30 @@ NEIGHBOURS = {
     ("cpt.run_fields", "cpt.schedule_fields"),
     ("cpt.run_rules", "cpt.run_fields"),
     ("cpt.run_rules", "cpt.problems"),
+    ("cpt.run_rules", "cpt.mix_fields"),
     ("cpt.follow", "cpt.problems"),
     ("cpt.follow", "cpt.recommendation"),
     ("cpt.follow", "cpt.rundir"),
     ("cpt.follow", "cpt.schedule_fields"),
     ("cpt.recommendation", "cpt.json_fields"),
     ("cpt.recommendation", "cpt.rundir"),
+    ("cpt.run_fields", "cpt.mix_fields"),
+    ("cpt.mix_fields", "cpt.schedule_fields"),
+    ("cpt.mix_schedules", "cpt.mix_fields"),
+    ("cpt.mix_schedules", "cpt.plan_parts"),
+    ("cpt.mix_schedules", "cpt.quotas"),
+    ("cpt.mix_schedules", "cpt.rundir"),
+    ("cpt.mixtures", "cpt.mix_schedules"),
+    ("cpt.mixtures", "cpt.plan"),
+    ("cpt.mixtures", "cpt.plan_parts"),
+    ("cpt.mixtures", "cpt.run_fields"),
     ("cpt.plan", "cpt.json_fields"),
+    ("cpt.plan", "cpt.plan_parts"),
+    ("cpt.plan", "cpt.plan_words"),
     ("cpt.plan", "cpt.quotas"),
     ("cpt.plan", "cpt.rundir"),
+    ("cpt.plan_parts", "cpt.json_fields"),
+    ("cpt.plan_parts", "cpt.rundir"),
     ("cpt.json_fields", "cpt.rundir"),
     ("cpt.cli", "cpt.train.main"),
 }
@@ -63,12 +79,17 @@ TORCH_FREE = (
     "cpt.data.sampler",
     "cpt.data.token_store",
     "cpt.failures",
+    "cpt.mix_fields",
+    "cpt.mix_schedules",
+    "cpt.mixtures",
     "cpt.model.size",
+    "cpt.new_tokens",
     "cpt.plan",
     "cpt.planner",
     "cpt.prepare",
     "cpt.problems",
     "cpt.recommendation",
+    "cpt.remix",
     "cpt.report",
     "cpt.rundir",
     "cpt.schedule_fields",
@@ -313,14 +334,17 @@ def attributes_read(path: Path) -> set[tuple[str, str]]:
     return found
 
 
+FIELD_FILES = ("cpt.run_fields", "cpt.schedule_fields", "cpt.mix_fields")
+
+
 def config_fields() -> list[tuple[str, str]]:
     from pydantic import BaseModel
 
-    from cpt import run_fields, schedule_fields
+    from cpt import mix_fields, run_fields, schedule_fields
 
     sections = [
         kind
-        for module in (run_fields, schedule_fields)
+        for module in (run_fields, schedule_fields, mix_fields)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.__module__ == module.__name__
     ]
@@ -332,13 +356,14 @@ def config_fields() -> list[tuple[str, str]]:
 def test_every_config_field_is_read_somewhere() -> None:
     """Outside the file that declares it; a section's own derived values (``run_dir``) count as the rest of the code."""
     properties = re.findall(r"self\.(\w+)\.(\w+)", MODULES["cpt.run_fields"].read_text())
-    elsewhere = [path for name, path in MODULES.items() if name not in ("cpt.run_fields", "cpt.schedule_fields")]
+    elsewhere = [path for name, path in MODULES.items() if name not in FIELD_FILES]
     read = set().union(*(attributes_read(path) for path in elsewhere), properties)
     section_names = {"Section", "BaseModel"}
     unread = []
     for section, field in config_fields():
         owner = section.removesuffix("Section").lower()
         holders = {owner, "section", "spec"} if "Section" in section else {"schedule"}
+        holders |= {"mix", "mixture", "point", "part", "past"} if "Mix" in section or owner == "stage" else set()
         names = {name for name, attribute in read if attribute == field}
         if section not in section_names and not names & holders:
             unread.append(f"{section}.{field}")

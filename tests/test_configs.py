@@ -18,6 +18,7 @@ from cpt.planner.pilots import load_pilots
 ROOT = Path(__file__).resolve().parents[1]
 PILOTS = sorted((ROOT / "configs" / "runs").glob("pilots_*.yaml"))
 RUNS = sorted({*(ROOT / "configs" / "runs").glob("*.yaml")} - {*PILOTS})
+CLEANING = sorted((ROOT / "configs" / "corpora").glob("clean_*.yaml"))
 MODELS = sorted((ROOT / "configs" / "models").glob("*.yaml"))
 UNITS = {"M": 1e6, "G": 1e9}
 
@@ -60,5 +61,15 @@ def test_a_model_file_gives_a_config_of_the_size_its_first_line_states(path: Pat
     assert parameters is not None and round(parameters / UNITS[unit], 1) == float(stated)
 
 
+@pytest.mark.parametrize("path", CLEANING, ids=lambda path: path.name)
+def test_a_cleaning_file_gives_rules_that_judge_a_document(path: Path) -> None:
+    from data_tools.clean.rules import build_step, load_rules
+    from data_tools.corpus.document import Document
+
+    chosen = load_rules(path)
+    assert chosen[0][0] == "fix_unicode" and chosen[-1][0] == "pii"
+    assert build_step(chosen)(Document("")) is not None
+
+
 def test_there_are_run_files_and_model_files() -> None:
-    assert RUNS and PILOTS and MODELS
+    assert RUNS and PILOTS and MODELS and CLEANING

@@ -3,7 +3,7 @@
 Owns reading and prefetching. The order of data is the sampler's, so nothing here is state: any step may be asked for
 at any time, and a resumed run simply asks for a later one. Refuses stores that are not the ones the plan was made for.
 
-    plan, step --sampler--> (source, row) --store, packing--> PackedRow --collate--> list[Batch]
+    plan, step --sampler--> (source, row) --Rows of the source--> PackedRow --collate--> list[Batch]
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 
 from cpt.data.batch import Batch, collate
-from cpt.data.packing import PackedRow, TokenReader, packing_named
+from cpt.data.packing import PackedRow, Rows
 from cpt.data.sampler import locate, rows_of_rank
 from cpt.plan import Plan
 from cpt.rundir import DataError
@@ -32,7 +32,7 @@ class Loader:
     def __init__(
         self,
         plan: Plan,
-        stores: Mapping[str, TokenReader],
+        rows: Mapping[str, Rows],
         *,
         rank: int,
         world_size: int,
@@ -40,10 +40,10 @@ class Loader:
         prefetch_steps: int = 2,
     ) -> None:
         assert prefetch_steps >= 0, f"prefetch_steps is {prefetch_steps}"
-        _check_stores(plan, stores)
+        _check_rows(plan, rows)
         rows_of_rank(plan, 0, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
         self._plan = plan
-        self._stores = [stores[source.name] for source in plan.sources]
+        self._rows = [rows[source.name] for source in plan.sources]
         self._rank = rank
         self._world_size = world_size
         self._micro_batch_size = micro_batch_size
@@ -95,28 +95,28 @@ class Loader:
 
     def _read_row(self, source: int, row: int) -> PackedRow:
         try:
-            return packing_named(self._plan.packing).row(self._stores[source], row, self._plan.seq_len)
+            return self._rows[source].row(row)
         except (ValueError, OSError) as error:
             kind = RuntimeError if isinstance(error, OSError) else DataError
             name = self._plan.sources[source].name
             raise kind(f"source {name!r}, row {row} of {self._plan.seq_len} tokens: {error}") from error
 
 
-def _check_stores(plan: Plan, stores: Mapping[str, TokenReader]) -> None:
+def _check_rows(plan: Plan, rows: Mapping[str, Rows]) -> None:
     """All problems at once: nothing is worse than the second one after an hour in the queue."""
-    packing = packing_named(plan.packing)
     problems = []
     for source in plan.sources:
-        if source.name not in stores:
+        found = rows.get(source.name)
+        if found is None:
             problems.append(f"source {source.name!r} of the plan has no store; name its folder under data.stores")
-        elif stores[source.name].num_tokens != source.num_tokens:
-            found = stores[source.name].num_tokens
+        elif found.num_tokens != source.num_tokens:
             problems.append(
-                f"the store of source {source.name!r} holds {found} tokens, the plan was made for {source.num_tokens}; "
-                "use the store of the plan, or plan a new run"
+                f"the store of source {source.name!r} holds {found.num_tokens} tokens, the plan was made for "
+                f"{source.num_tokens}; use the store of the plan, or plan a new run"
             )
-        elif packing.num_rows(source.num_tokens, plan.seq_len) != source.num_rows:
-            expected = packing.num_rows(source.num_tokens, plan.seq_len)
-            problems.append(f"source {source.name!r} has {expected} rows by packing, the plan says {source.num_rows}")
+        elif found.num_rows != source.num_rows:
+            problems.append(
+                f"source {source.name!r} has {found.num_rows} rows by packing, the plan says {source.num_rows}"
+            )
     if problems:
         raise DataError("; ".join(problems))

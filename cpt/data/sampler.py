@@ -21,7 +21,8 @@ price: a rare source comes half as often as it should at the first and the last 
 stopped.
 
 (4) A Feistel network on the two digits of the index to the base ceil(sqrt(rows)), walked until it lands inside (Black
-& Rogaway 2002). A comes as 2 3 1 0 in epoch 0 and as 0 2 3 .. in epoch 1.
+& Rogaway 2002). A comes as 2 3 1 0 in epoch 0 and as 0 2 3 .. in epoch 1. A source that is ``in_order``, a curriculum,
+comes as 0 1 2 .. in every epoch.
 
 Every random value is a hash of (seed, purpose, indices) through the finaliser of splitmix64 (Steele et al. 2014), in
 unsigned 64-bit arithmetic: the same on every machine and for every version of numpy.
@@ -66,6 +67,7 @@ class _Tables:
     bases: IntArray  # (stages, sources) rows drawn before the stage
     epoch_rows: IntArray  # (sources,)
     source_keys: KeyArray  # (sources,)
+    in_order: NDArray[np.bool_]  # (sources,) a curriculum
 
 
 def locate(plan: Plan, rows: IntArray) -> RowLocations:
@@ -85,7 +87,7 @@ def locate(plan: Plan, rows: IntArray) -> RowLocations:
     num_rows = tables.epoch_rows[source]
     epoch, position = np.divmod(draw, num_rows)
     keys = _keyed(plan.seed, PURPOSE_EPOCH, tables.source_keys[source], epoch.astype(np.uint64))
-    row = permute(position, num_rows, keys)
+    row = np.where(tables.in_order[source], position, permute(position, num_rows, keys))
     return RowLocations(*(part.reshape(np.shape(rows)) for part in (source, epoch, row)))
 
 
@@ -151,7 +153,8 @@ def _tables(plan: Plan) -> _Tables:
     # a source's key comes from its name, so its order does not depend on which other sources there are
     digests = [hashlib.sha256(source.name.encode()).digest() for source in plan.sources]
     keys = np.array([int.from_bytes(digest[:8], "little") for digest in digests], dtype=np.uint64)
-    return _Tables(counts, bases, epoch_rows, keys)
+    in_order = np.array([source.in_order for source in plan.sources], dtype=np.bool_)
+    return _Tables(counts, bases, epoch_rows, keys, in_order)
 
 
 def _draws_in_stage(plan: Plan, stage: int, into_stage: IntArray) -> tuple[IntArray, IntArray]:

@@ -11,149 +11,54 @@ Documents [5 7 0] [9 0] [4 0] (EOS 0) in two shards of two and one documents:
     tokens_00000 = 5 7 0 9 0   documents_00000 = 0 3 5     tokens_00001 = 4 0   documents_00001 = 0 2
     read(3, 7) -> 9 0 4 0      document_starts(1, 7) -> 3 5
 
+Where the tokenizer has a BOS token, it stands before every document and counts as a token of it.
 A document never straddles two shards; a shard may be empty. The content hash is a chain over documents,
 ``h = sha256(h + token bytes)``, hence independent of shard sizes, and its 32 bytes are all a resumed writer needs.
 Refused: unknown versions and manifest keys, files shorter or longer than the manifest says, documents without tokens.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cpt.data.manifest import (
+    MANIFEST_NAME,
+    REBUILD,
+    VIEW_NAME,
+    Manifest,
+    Shard,
+    SplitState,
+    StoreLabel,
+    TokenizerFacts,
+)
 from cpt.rundir import DataError, write_atomic
 
-FORMAT_VERSION = 1
-MANIFEST_NAME = "manifest.json"
-_REBUILD = "delete the store folder and tokenize again"
+__all__ = [
+    "MANIFEST_NAME",
+    "Manifest",
+    "Shard",
+    "SplitState",
+    "SplitWriter",
+    "StoreLabel",
+    "TokenStore",
+    "TokenizerFacts",
+    "write_split",
+]
 
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """Which tokenizer made the ids; ``fingerprint`` is the sha256 hex of its canonical content."""
-
-    name: str
-    fingerprint: str
-    class_name: str
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One pair of files; the sha256 values are of the raw file contents, in hex."""
-
-    tokens: int
-    documents: int
-    tokens_sha256: str
-    documents_sha256: str
-
-
-@dataclass(frozen=True)
-class StoreLabel:
-    """What a split is, known before its first token."""
-
-    source: str
-    domain: str
-    split: str
-    vocab_size: int
-    eos_id: int
-    tokenizer: TokenizerFacts
-
-    @property
-    def dtype(self) -> str:
-        """``"uint16"`` where every id fits, else ``"uint32"``."""
-        return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
-
-
-@dataclass
-class SplitState:
-    """All a restarted writer needs of the finished shards of a split; kept in the builder's progress file."""
-
-    shards: list[Shard] = field(default_factory=list)
-    utf8_bytes: int = 0
-    content_hash: str = hashlib.sha256().hexdigest()
-
-    @property
-    def tokens(self) -> int:
-        return sum(shard.tokens for shard in self.shards)
-
-    @property
-    def documents(self) -> int:
-        return sum(shard.documents for shard in self.shards)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Self:
-        return cls([Shard(**shard) for shard in raw["shards"]], raw["utf8_bytes"], raw["content_hash"])
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """``manifest.json``. ``utf8_bytes`` counts the text of the split without its EOS tokens."""
-
-    source: str
-    domain: str
-    split: str
-    dtype: str
-    vocab_size: int
-    eos_id: int
-    tokenizer: TokenizerFacts
-    documents: int
-    tokens: int
-    utf8_bytes: int
-    content_hash: str
-    shards: tuple[Shard, ...]
-    format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> str:
-        raw = asdict(self)
-        tokenizer = raw["tokenizer"]
-        tokenizer["class"] = tokenizer.pop("class_name")
-        return json.dumps({"format_version": raw.pop("format_version"), **raw}, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, path: Path) -> Self:
-        """Raises DataError: not JSON, another version, a missing or unknown key."""
-        try:
-            raw = json.loads(text)
-            version = raw["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not a token store manifest ({error!r}); {_REBUILD}") from None
-        if version != FORMAT_VERSION:
-            raise DataError(f"{path}: format_version is {version!r}, this program reads {FORMAT_VERSION}; {_REBUILD}")
-        _require_keys(raw, {entry.name for entry in fields(cls)}, path)
-        _require_keys(raw["tokenizer"], {"name", "fingerprint", "class"}, path)
-        raw["tokenizer"]["class_name"] = raw["tokenizer"].pop("class")
-        for shard in raw["shards"]:
-            _require_keys(shard, {entry.name for entry in fields(Shard)}, path)
-        raw["tokenizer"] = TokenizerFacts(**raw["tokenizer"])
-        raw["shards"] = tuple(Shard(**shard) for shard in raw["shards"])
-        return cls(**raw)
-
-
-def _require_keys(raw: Any, known: set[str], path: Path) -> None:
-    found = set(raw) if isinstance(raw, dict) else set()
-    if found != known:
-        raise DataError(
-            f"{path}: unknown keys {sorted(found - known)}, missing keys {sorted(known - found)}; "
-            f"the file is of another version of this program or was edited: {_REBUILD}"
-        )
-
-
-def _tokens_name(index: int) -> str:
+def tokens_name(index: int) -> str:
     return f"tokens_{index:05d}.bin"
 
 
-def _documents_name(index: int) -> str:
+def documents_name(index: int) -> str:
     return f"documents_{index:05d}.bin"
 
 
@@ -184,6 +89,14 @@ def _cut(tokens: NDArray[Any], ends: NDArray[np.int64]) -> Iterator[memoryview]:
         start = end
 
 
+@dataclass
+class _LongDocument:
+    """A document that arrives in pieces: its link of the content hash so far, and its tokens."""
+
+    link: Any
+    tokens: int = 0
+
+
 class SplitWriter:
     """Writes one split shard by shard; nothing counts until ``finish_shard`` returned and ``state`` was recorded."""
 
@@ -195,33 +108,52 @@ class SplitWriter:
         self._file: BinaryIO | None = None
         self._sha256 = hashlib.sha256()
         self._lengths: list[NDArray[np.int64]] = []
+        self._long: _LongDocument | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def append(self, tokens: NDArray[Any], lengths: NDArray[np.int64], *, utf8_bytes: int) -> None:
         """Add whole documents: their ids end to end and the token count of each (EOS included)."""
         assert lengths.sum() == len(tokens) and (lengths > 0).all(), "documents must cover the tokens and be non-empty"
+        assert self._long is None, "finish the long document first"
         if not len(lengths):
             return
         stored = np.ascontiguousarray(tokens, dtype=self._dtype)
-        raw = _raw(stored)
-        self._open_file().write(raw)
-        self._sha256.update(raw)
+        self._write(stored)
         self._lengths.append(lengths)
         self.state.content_hash = _chain(self.state.content_hash, _cut(stored, lengths.cumsum()))
         self.state.utf8_bytes += utf8_bytes
 
+    def append_piece(self, tokens: NDArray[Any], *, utf8_bytes: int, ends_document: bool) -> None:
+        """Add the next tokens of one long document, which therefore is never in memory as a whole."""
+        stored = np.ascontiguousarray(tokens, dtype=self._dtype)
+        self._write(stored)
+        self._long = self._long or _LongDocument(hashlib.sha256(bytes.fromhex(self.state.content_hash)))
+        self._long.link.update(_raw(stored))
+        self._long.tokens += len(stored)
+        self.state.utf8_bytes += utf8_bytes
+        if ends_document:
+            self._lengths.append(np.array([self._long.tokens], np.int64))
+            self.state.content_hash = self._long.link.hexdigest()
+            self._long = None
+
+    def _write(self, stored: NDArray[Any]) -> None:
+        raw = _raw(stored)
+        self._open_file().write(raw)
+        self._sha256.update(raw)
+
     def _open_file(self) -> BinaryIO:
         if self._file is None:
-            self._file = (self.folder / _tokens_name(len(self.state.shards))).open("wb")
+            self._file = (self.folder / tokens_name(len(self.state.shards))).open("wb")
         return self._file
 
     def finish_shard(self) -> None:
         """Flush both files of the shard to disk and add it to ``state``; a shard without documents is allowed."""
+        assert self._long is None, "a document never straddles two shards"
         index = len(self.state.shards)
         tokens_file = self._open_file()
         _sync_and_close(tokens_file)
         starts = np.concatenate([np.zeros(1, np.int64), *self._lengths]).cumsum().astype("<i8")
-        with (self.folder / _documents_name(index)).open("wb") as file:
+        with (self.folder / documents_name(index)).open("wb") as file:
             file.write(starts.tobytes())
             file.flush()
             os.fsync(file.fileno())
@@ -283,6 +215,7 @@ class TokenStore:
         self.vocab_size = manifest.vocab_size
         self.dtype = np.dtype(manifest.dtype)
         self._bases = np.concatenate([[0], np.cumsum([shard.tokens for shard in manifest.shards], dtype=np.int64)])
+        self._first_documents = np.cumsum([0, *(shard.documents for shard in manifest.shards)], dtype=np.int64)
         self._maps: dict[str, NDArray[Any]] = {}
 
     @classmethod
@@ -295,11 +228,11 @@ class TokenStore:
         file = path / MANIFEST_NAME
         if not file.is_file():
             raise DataError(f"{path}: no {MANIFEST_NAME} there; {_missing_manifest_hint(path)}")
-        manifest = Manifest.from_json(file.read_text(encoding="utf-8"), file)
+        manifest = Manifest.from_json(file.read_bytes(), file)
         store = cls(path, manifest)
         for index, shard in enumerate(manifest.shards):
-            _require_size(path / _tokens_name(index), shard.tokens * store.dtype.itemsize)
-            _require_size(path / _documents_name(index), (shard.documents + 1) * 8)
+            _require_size(path / tokens_name(index), shard.tokens * store.dtype.itemsize)
+            _require_size(path / documents_name(index), (shard.documents + 1) * 8)
         return store
 
     def read(self, start: int, stop: int) -> Tokens:
@@ -328,8 +261,19 @@ class TokenStore:
 
     def document_lengths(self) -> NDArray[np.int64]:
         """Tokens of each document, EOS included; reads the document files only, 8 bytes of memory per document."""
-        lengths = [np.diff(self._starts(i)) for i in range(len(self.manifest.shards))]
-        return np.concatenate(lengths) if lengths else np.empty(0, np.int64)
+        return np.diff(self.document_bounds(0, self.num_documents))
+
+    def document_bounds(self, first: int, last: int) -> NDArray[np.int64]:
+        """Where documents [first, last) start, and where the last of them ends: [0 3 5 7] for all in the example."""
+        parts = [np.zeros(1, np.int64)]
+        while first < last:
+            i = int(np.searchsorted(self._first_documents, first, side="right")) - 1
+            number = int(self._first_documents[i])
+            local = self._starts(i)[first - number : last - number + 1] + self._bases[i]
+            parts[-1] = parts[-1][:-1]  # an end is the next one's start
+            parts.append(local)
+            first += len(local) - 1
+        return np.concatenate(parts)
 
     def verify(self) -> None:
         """Read everything and compare all hashes with the manifest.
@@ -339,21 +283,13 @@ class TokenStore:
         """
         state = SplitState().content_hash
         for i, shard in enumerate(self.manifest.shards):
-            self._verify_file(_tokens_name(i), shard.tokens_sha256)
-            self._verify_file(_documents_name(i), shard.documents_sha256)
-            if shard.documents:
-                state = _chain(state, _cut(self._tokens(i), self._starts(i)[1:]))
+            files = self.path / tokens_name(i), self.path / documents_name(i)
+            state = verify_shard(*files, shard, self.manifest.dtype, state)
         if state != self.manifest.content_hash:
             raise DataError(
                 f"{self.path / MANIFEST_NAME}: content_hash is {self.manifest.content_hash}, the shards give {state}; "
-                f"{_REBUILD}"
+                f"{REBUILD}"
             )
-
-    def _verify_file(self, name: str, expected: str) -> None:
-        with (self.path / name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
-            raise DataError(f"{self.path / name}: sha256 is {found}, the manifest says {expected}; {_REBUILD}")
 
     def _overlaps(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(shard, low, high) in local positions for every shard with a token in [start, stop)."""
@@ -367,10 +303,10 @@ class TokenStore:
                 yield i, low - base, high - base
 
     def _tokens(self, index: int) -> NDArray[Any]:
-        return self._map(_tokens_name(index), _disk_dtype(self.manifest.dtype))
+        return self._map(tokens_name(index), _disk_dtype(self.manifest.dtype))
 
     def _starts(self, index: int) -> NDArray[np.int64]:
-        return self._map(_documents_name(index), np.dtype("<i8"))
+        return self._map(documents_name(index), np.dtype("<i8"))
 
     def _map(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         if name not in self._maps:
@@ -379,15 +315,37 @@ class TokenStore:
         return self._maps[name]
 
 
+def verify_shard(tokens_file: Path, documents_file: Path, shard: Shard, dtype: str, content_hash: str) -> str:
+    """The content hash behind a shard, given the one before it, after both files were read and compared.
+
+    Raises:
+        DataError: a file that is not the one the shard's hashes are of.
+    """
+    for path, expected in ((tokens_file, shard.tokens_sha256), (documents_file, shard.documents_sha256)):
+        if not path.is_file():
+            raise DataError(f"{path}: is missing; {REBUILD}")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise DataError(f"{path}: sha256 is {found}, the manifest says {expected}; {REBUILD}")
+    if not shard.documents:
+        return content_hash
+    tokens = np.memmap(tokens_file, _disk_dtype(dtype), "r")
+    starts = np.memmap(documents_file, "<i8", "r")
+    return _chain(content_hash, _cut(np.asarray(tokens), np.asarray(starts)[1:]))
+
+
 def _require_size(file: Path, expected: int) -> None:
     found = file.stat().st_size if file.is_file() else None
     if found != expected:
         state = "is missing" if found is None else f"has {found} bytes"
-        raise DataError(f"{file}: {state}, the manifest says {expected} bytes; copy it again or {_REBUILD}")
+        raise DataError(f"{file}: {state}, the manifest says {expected} bytes; copy it again or {REBUILD}")
 
 
 def _missing_manifest_hint(path: Path) -> str:
     splits = sorted(child.parent.name for child in path.glob(f"*/{MANIFEST_NAME}"))
     if splits:
         return f"it is a store with the splits {splits}: open one of them, e.g. {path / splits[0]}"
+    if (path / VIEW_NAME).is_file():
+        return "it is a view, which holds no tokens, and this needs the store itself"
     return "the store is unfinished or the path is wrong: run the same `cpt data tokenize` command again to finish it"

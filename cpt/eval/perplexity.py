@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cpt.data.batch import Batch, collate
 from cpt.data.packing import IGNORE_INDEX, PackedRow, TokenReader, concat_num_rows, concat_row
-from cpt.data.token_store import TokenStore
+from cpt.data.store_selection import Split
 from cpt.eval.records import EvalRecord, SourceEval, aggregate, bits_per_byte, perplexity
 from cpt.model.kernels import forward_logits
 from cpt.rundir import DataError
@@ -35,7 +35,7 @@ class HeldOut:
     tokens_per_byte: float
 
 
-def held_out(store: TokenStore) -> HeldOut:
+def held_out(store: Split) -> HeldOut:
     """A store's held-out split as a source: the group from its domain label, tokens per byte over the whole split."""
     manifest = store.manifest
     group = "general" if manifest.domain == "general" else "domain"

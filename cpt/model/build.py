@@ -39,6 +39,7 @@ class BuildReport:
     unexpected: tuple[str, ...] = ()  # in the files, not in the model
     newly_initialised: tuple[str, ...] = ()
     dropout_switched_off: tuple[str, ...] = ()
+    vocabulary: str = ""  # rows and tokens, in words
 
     @property
     def loaded_fraction(self) -> float:
@@ -51,7 +52,7 @@ class BuildReport:
             line += f"; not used from the files: {_some(self.unexpected)}"
         if self.dropout_switched_off:
             line += f"; dropout switched off: {_some(self.dropout_switched_off)}"
-        return line
+        return f"{line}\n{self.vocabulary}" if self.vocabulary else line
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,8 @@ def check_fit(config: Any, needs: Needs) -> None:
         problems.append(Problem("data.seq_len", needs.seq_len, rule, f"set data.seq_len={limit} or less"))
     if needs.vocab_size > text.vocab_size:
         rule = f"the stores' tokenizer has more tokens than the model's table of {text.vocab_size}"
-        problems.append(Problem("data.stores", needs.vocab_size, rule, "tokenize with the model's own tokenizer"))
+        fix = "tokenize with the model's own tokenizer, or name the extended one (cpt data extend-tokenizer) as "
+        problems.append(Problem("data.stores", needs.vocab_size, rule, f"{fix}model.tokenizer"))
     if problems:
         raise ConfigError(*problems)
 

@@ -17,6 +17,8 @@ from cpt.plan import Plan, read_plan
 from cpt.recommendation import KIND, Recommendation, read_recommendation
 from cpt.rundir import DataError
 
+NAMED_STAGES = 4
+
 
 def show_facts(path: Path) -> dict[str, Any]:
     """What the file says, for ``--json`` and :func:`render`; ``kind`` is ``recommendation`` or ``frozen plan``.
@@ -85,10 +87,15 @@ def frozen_table(facts: Mapping[str, Any]) -> RenderableType:
     title = f"plan {facts['fingerprint']}: {facts['steps']:,} steps, {facts['tokens']:,} tokens"
     table = _table(("source", "group"), ("available", "planned", "share", "epochs"))
     for source in facts["sources"]:
-        shares = " → ".join(f"{share:.1%}" for share in source["shares"])
+        shares = _over_time([f"{share:.1%}" for share in source["shares"]])
         available, planned = f"{source['tokens_available']:,}", f"{source['tokens_planned']:,}"
         table.add_row(source["name"], source["group"], available, planned, shares, f"{source['epochs']:.2f}")
     return _with_words(title, table, facts["warnings"])
+
+
+def _over_time(shares: Sequence[str]) -> str:
+    """Stage by stage; of a schedule of many stages its ends."""
+    return " → ".join(shares if len(shares) <= NAMED_STAGES else (shares[0], f"… {len(shares)} stages …", shares[-1]))
 
 
 def in_words(facts: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from cpt.report.summary import Overview, Summary, Versus, scaled, signed, tokens
 
 ROUTINE_EVENTS = ("eval", "checkpoint")  # counted, not listed
 MAX_EVENTS = 200
+MAX_STAGES = 24
 NO_VALUE = "\u2013"  # a dash
 
 
@@ -210,7 +211,10 @@ def stage_table(item: Summary) -> Table | None:
     if plan is None:
         return None
     rows = []
+    every = math.ceil(len(plan.stages) / MAX_STAGES)  # a schedule has dozens; the figure shows them all
     for index, stage in enumerate(plan.stages):
+        if index % every and index + 1 < len(plan.stages):
+            continue
         first, last = stage.start_row // plan.global_batch_rows + 1, stage.end_row // plan.global_batch_rows
         tokens = scaled(stage.num_rows * plan.seq_len)
         rows.append(
@@ -227,7 +231,7 @@ def stage_table(item: Summary) -> Table | None:
     note = (
         f"Fingerprint {plan.fingerprint}; rows of {plan.seq_len:,} tokens, {plan.global_batch_rows:,} "
         f"rows per step, packing {plan.packing}, "
-        f"seed {plan.seed}."
+        f"seed {plan.seed}." + (f" One in {every} stages is shown." if every > 1 else "")
     )
     return Table(f"Plan: {item.label}", head, tuple(rows), note=note)
 
@@ -238,9 +242,12 @@ def quota_table(item: Summary) -> Table | None:
     if plan is None:
         return None
     planned, epochs, cap = plan.tokens_by_source(), plan.epochs_by_source(), setting(item.run.config, "data.max_epochs")
+    stated = setting(item.run.config, "data.max_epochs_of")
+    caps = stated if isinstance(stated, dict) else {}
     rows = []
     for source in plan.sources:
-        at_cap = isinstance(cap, int | float) and epochs[source.name] >= cap * 0.999
+        limit = caps.get(source.name, cap)
+        at_cap = isinstance(limit, int | float) and epochs[source.name] >= limit * 0.999
         realised = item.realised_by_source.get(source.name, math.nan)
         rows.append(
             Row(
@@ -256,7 +263,8 @@ def quota_table(item: Summary) -> Table | None:
         )
     head = ("Source", "Tokens in store", "Planned", "Realised", "Epochs planned", "Epochs realised")
     wished = setting(item.run.config, "replay.share_general")
-    notes = [f"Cap: {cap:g} epochs per source."] if isinstance(cap, int | float) else []
+    own = ", ".join(f"{name} {limit}" for name, limit in caps.items())
+    notes = [f"Cap: {cap:g} epochs per source{f' ({own})' if own else ''}."] if isinstance(cap, int | float) else []
     notes += [f"Wished general share: {percent(wished)}."] if isinstance(wished, int | float) else []
     return Table(f"Tokens and epochs: {item.label}", head, tuple(rows), note=" ".join(notes))
 

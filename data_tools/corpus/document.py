@@ -21,7 +21,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """``reason``: what counts are kept by, ``rule`` or ``rule.detail`` in snake case; ``detail``: the measured value."""
+    """``reason``: what counts are kept by, ``rule`` or ``rule.detail``; ``detail``: the value that was measured."""
 
     reason: str
     detail: str = ""

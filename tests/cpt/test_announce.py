@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cpt.announce import size_warnings
+from cpt.announce import size_warnings, trained_parameters
 from cpt.config import load_config
 from cpt.model.build import LoadedModel, build_model
 from cpt.prepare import Prepared, prepare
@@ -38,3 +38,12 @@ def test_a_recommendation_for_another_size_of_model_is_doubted(
 
 def test_without_a_recommendation_no_size_is_doubted(prepared: Prepared, loaded: LoadedModel) -> None:
     assert size_warnings(prepared, loaded) == []
+
+
+def test_what_is_trained_and_what_is_frozen_is_told_by_group(loaded: LoadedModel) -> None:
+    assert trained_parameters(loaded.model).startswith("trained: embeddings")
+    assert "FROZEN" not in trained_parameters(loaded.model)
+    model: Any = loaded.model
+    weight = model.get_output_embeddings().weight
+    weight.requires_grad_(False)
+    assert f"{weight.numel():,}" in trained_parameters(loaded.model).partition("FROZEN: ")[2]

@@ -15,7 +15,7 @@ import yaml
 
 Workshop = Any  # the fixtures of tests/conftest.py
 VERBS = ["train", "resume", "eval", "export", "report", "quickstart"]
-NESTED = ["data tokenize", "data inspect", "config show", "config schema"]
+NESTED = ["data tokenize", "data decontaminate", "data inspect", "config show", "config schema"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt.plan import Plan, PlanSource, Stage, StageWish, append_stage, build_plan, read_plan, write_plan
+from cpt.plan import Plan, PlanSource, Stage, StageWish, append_stages, build_plan, read_plan, write_plan
 from cpt.quotas import apportion, block_counts, fair_room, fill_groups, water_fill
 from cpt.rundir import DataError
 
@@ -129,7 +129,11 @@ def test_later_stages_keep_their_part_of_a_capped_source() -> None:
     assert [plan.rows_by_source(stage)["med"] for stage in (0, 1)] == [50, 100]
     plan, warnings = plan_of([WEB, MED], [StageWish(1000, 0.0), StageWish(2000, 0.0)])
     assert [plan.rows_by_source(stage)["med"] for stage in (0, 1)] == [40, 80]
-    assert len(warnings) == 4
+    assert warnings == [
+        "stages 0 to 1, source 'web': wished share 0, planned 0.6: "
+        "it takes what capped sources cannot give and reaches 0.18 epochs",
+        "stages 0 to 1, source 'med': wished share 1, planned 0.4: the wish is 10.00 epochs, capped at max_epochs 4",
+    ]
 
 
 def test_a_source_smaller_than_a_row_per_block_is_left_out_with_a_warning() -> None:
@@ -328,14 +332,14 @@ def test_the_stage_of_a_row_is_found_at_both_ends_of_each_stage() -> None:
 
 def test_an_appended_stage_cuts_the_plan_and_counts_what_was_used() -> None:
     plan, _ = plan_of([WEB, MED], [StageWish(1000, 0.5), StageWish(1000, 0.5)])
-    longer, warnings = append_stage(plan, StageWish(1000, 0.2), from_step=12, max_epochs=4, new_sources=[LAW])
+    longer, warnings = append_stages(plan, [StageWish(1000, 0.2)], from_step=12, max_epochs=4, new_sources=[LAW])
     assert [(s.start_row, s.end_row) for s in longer.stages] == [(0, 100), (100, 120), (120, 220)]
     assert longer.stages[0].block_counts == (*plan.stages[0].block_counts, 0)
     assert longer.stages[2].block_counts == (200, 200, 600)
     assert warnings == []
-    at_border, _ = append_stage(plan, StageWish(1000, 0.5), from_step=10, max_epochs=4)
+    at_border, _ = append_stages(plan, [StageWish(1000, 0.5)], from_step=10, max_epochs=4)
     assert [(s.start_row, s.end_row) for s in at_border.stages] == [(0, 100), (100, 200)]
     with pytest.raises(DataError, match="from_step is 21; the plan has 20 steps"):
-        append_stage(plan, StageWish(1000, 0.2), from_step=21, max_epochs=4)
+        append_stages(plan, [StageWish(1000, 0.2)], from_step=21, max_epochs=4)
     with pytest.raises(DataError, match="only"):  # 60 rows of med are used, 60 are left, web is excluded
-        append_stage(plan, StageWish(1000, 0.0, {"web": 0}), from_step=12, max_epochs=4)
+        append_stages(plan, [StageWish(1000, 0.0, {"web": 0})], from_step=12, max_epochs=4)

@@ -31,7 +31,7 @@ def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prefix.with_suffix(".model")
 
 
-def rows(encoder: encoders.Encoder, texts: list[str]) -> list[list[int]]:
+def rows(encoder: encoders.Encoder, texts: encoders.Texts) -> list[list[int]]:
     ids, lengths = encoder.encode_batch(texts)
     assert ids.dtype == np.uint32 and lengths.dtype == np.int64
     return [row.tolist() for row in np.split(ids, lengths.cumsum()[:-1])]
@@ -95,20 +95,43 @@ def test_sentencepiece_is_encoded_by_its_own_library(sentencepiece_model: Path) 
     assert load_decoder(sentencepiece_model)(encoder.encode_batch(TEXTS[:1])[0].tolist()) == TEXTS[0]
 
 
+def test_texts_that_spell_control_tokens_go_to_sentencepiece_and_others_to_gigatoken(sentencepiece_model: Path) -> None:
+    exact = load_encoder(sentencepiece_model).encode_batch
+
+    def fast(texts: encoders.Texts) -> tuple[encoders.Ids, np.ndarray]:
+        return np.full(len(texts), 7, np.uint32), np.ones(len(texts), np.int64)
+
+    encode = encoders._around_controls(fast, exact, sentencepiece_model)
+    assert encode(["a", "b"])[0].tolist() == [7, 7]
+    ids, lengths = encode(["a", "some <s> text", "b"])
+    spelled = exact(["some <s> text"])[0].tolist()
+    assert ids.tolist() == [7, *spelled, 7] and lengths.tolist() == [1, len(spelled), 1]
+
+
+def test_a_sentencepiece_model_that_defines_bos_uses_it(sentencepiece_model: Path) -> None:
+    assert load_encoder(sentencepiece_model).bos_id == 1
+    assert load_encoder(sentencepiece_model, bos_token="none").bos_id is None
+    assert load_encoder(sentencepiece_model, bos_token="</s>").bos_id == 2
+
+
+@pytest.mark.parametrize("which", ["bpe", "sentencepiece_model"])
+def test_strings_and_their_utf8_bytes_have_the_same_ids(which: str, request: pytest.FixtureRequest) -> None:
+    encoder = load_encoder(request.getfixturevalue(which), sample=TEXTS)
+    assert rows(encoder, TEXTS) == rows(encoder, [text.encode() for text in TEXTS])
+
+
 @pytest.mark.parametrize("which", ["bpe", "sentencepiece_model"])
 def test_a_long_text_encoded_in_pieces_has_the_ids_of_the_whole(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = request.getfixturevalue(which)
-    monkeypatch.setattr(encoders, "_LONG_TEXT", 1 << 40)
-    long_text = " ".join(TEXTS * 5)
-    whole = load_encoder(path, sample=TEXTS).encode_batch([long_text, "end"])
-    monkeypatch.setattr(encoders, "_LONG_TEXT", 50)
     monkeypatch.setattr(encoders.importlib.util, "find_spec", lambda name: None)
+    long_text = " ".join(TEXTS * 5)
     encoder = load_encoder(path, sample=[*TEXTS, long_text])
-    assert isinstance(encoder.encode_batch, encoders._CuttingEncoder)
-    found = encoder.encode_batch([long_text, "end"])
-    assert found[0].tolist() == whole[0].tolist() and found[1].tolist() == whole[1].tolist()
+    assert encoder.cut is not None
+    pieces = list(encoder.cut.pieces(long_text, 50))
+    assert len(pieces) > 10 and max(map(len, pieces)) < 120
+    assert encoder.encode_batch(pieces)[0].tolist() == encoder.encode_batch([long_text])[0].tolist()
 
 
 def test_the_fingerprint_follows_the_content_and_not_the_formatting(bpe: Path, tmp_path: Path) -> None:

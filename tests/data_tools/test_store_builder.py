@@ -14,10 +14,10 @@ import pytest
 
 from cpt.data.token_store import TokenStore
 from cpt.rundir import DataError
-from data_tools import store_builder
 from data_tools.encoders import load_encoder
 from data_tools.sources import ReadOptions
 from data_tools.store_builder import StoreRequest, build_store, is_heldout
+from data_tools.tokenizing import jobs
 from data_tools.train_tokenizer import train_bpe
 
 TEXTS = [f"Document {i} tells of {i * 7919 % 1009} cats and ünïcödé. " * (i % 5 + 1) for i in range(200)]
@@ -63,7 +63,7 @@ def test_every_document_is_in_one_split_and_ends_with_eos(request_: StoreRequest
 
 
 def test_one_and_two_workers_write_the_same_files(request_: StoreRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_builder, "_BATCH_BYTES", 700)
+    monkeypatch.setattr(jobs, "BATCH_BYTES", 700)
     build_store(request_)
     build_store(replace(request_, out=request_.out.with_name("two"), workers=2))
     assert file_hashes(request_.out) == file_hashes(request_.out.with_name("two"))
@@ -73,7 +73,7 @@ def test_batches_and_segments_leave_the_content_hash_alone(
     request_: StoreRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build_store(request_)
-    monkeypatch.setattr(store_builder, "_BATCH_BYTES", 300)
+    monkeypatch.setattr(jobs, "BATCH_BYTES", 300)
     second = build_store(replace(request_, out=request_.out.with_name("two"), segment_bytes=1 << 20))
     assert {name: split.content_hash for name, split in first.splits.items()} == {
         name: split.content_hash for name, split in second.splits.items()
@@ -100,17 +100,18 @@ KILLED_JOB = """
 import os, sys, time
 from pathlib import Path
 from data_tools import store_builder
-save = store_builder._finish_segment
-def stop_after_two(folder, writers, build, batch):
-    if len(build.splits["train"].shards) == 2:
-        Path(folder, "..", "ready").touch()
+from data_tools.tokenizing import jobs
+save = store_builder._Writers._finish_segment
+def stop_after_two(self, job):
+    if len(self._build.splits["train"].shards) == 2:
+        Path(self._folder, "..", "ready").touch()
         time.sleep(60)
-    save(folder, writers, build, batch)
-store_builder._finish_segment = stop_after_two
-store_builder._BATCH_BYTES = 900
-inputs, tokenizer, out = sys.argv[1:]
+    save(self, job)
+store_builder._Writers._finish_segment = stop_after_two
+jobs.BATCH_BYTES = 900
+inputs, tokenizer, out, workers = sys.argv[1:]
 store_builder.build_store(store_builder.StoreRequest((inputs,), Path(tokenizer), Path(out), "tales", "general",
-                                                     heldout_fraction=0.1, segment_bytes=4000, workers=1))
+                          heldout_fraction=0.1, segment_bytes=4000, workers=int(workers)))
 """
 
 
@@ -121,9 +122,18 @@ def wait_for(file: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_job_goes_on_behind_the_last_finished_segment(request_: StoreRequest) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_job_goes_on_behind_the_last_finished_segment(request_: StoreRequest, workers: int) -> None:
     build_store(replace(request_, out=request_.out.with_name("whole")))
-    command = [sys.executable, "-c", KILLED_JOB, request_.inputs[0], str(request_.tokenizer), str(request_.out)]
+    command = [
+        sys.executable,
+        "-c",
+        KILLED_JOB,
+        request_.inputs[0],
+        str(request_.tokenizer),
+        str(request_.out),
+        str(workers),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as job:
         try:

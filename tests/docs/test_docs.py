@@ -371,8 +371,11 @@ def test_the_documented_keys_are_those_the_code_writes(name: str, tmp_path: Path
 
 
 def test_the_documented_events_are_those_the_code_writes() -> None:
-    tree = ast.parse((ROOT / "cpt" / "run.py").read_text(encoding="utf-8"))
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "event"]
+    trees = [ast.parse((ROOT / "cpt" / name).read_text(encoding="utf-8")) for name in ("run.py", "remix.py")]
+    called = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [
+        n for n in called if "event" in (getattr(n.func, "attr", ""), getattr(n.func, "id", "").removeprefix("note_"))
+    ]
     written: dict[str, set[str]] = {}
     for call in calls:
         names = [n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cpt.data.batch import Batch
 from cpt.data.loader import Loader
-from cpt.data.packing import TokenReader, concat_num_rows, concat_row
+from cpt.data.packing import Rows, TokenReader, concat_num_rows, concat_row, concat_rows
 from cpt.data.sampler import locate, rows_of_rank
 from cpt.plan import Plan, PlanSource, StageWish, build_plan
 from cpt.rundir import DataError
@@ -54,6 +54,10 @@ def parts() -> Iterator[tuple[Plan, dict[str, CountingStore]]]:
     assert threading.active_count() == before  # every loader of the test was closed
 
 
+def rows_of(stores: Mapping[str, TokenReader]) -> dict[str, Rows]:
+    return {name: concat_rows(store, SEQ_LEN) for name, store in stores.items()}
+
+
 def same(first: list[Batch], second: list[Batch]) -> bool:
     pairs = [(vars(a), vars(b)) for a, b in zip(first, second, strict=True)]
     return all(torch.equal(a[name], b[name]) for a, b in pairs for name in a)
@@ -74,7 +78,7 @@ def test_batches_equal_a_direct_computation_whatever_is_prefetched(
     plan, stores = parts
     rank, world_size, micro = shape
     with Loader(
-        plan, stores, rank=rank, world_size=world_size, micro_batch_size=micro, prefetch_steps=prefetch_steps
+        plan, rows_of(stores), rank=rank, world_size=world_size, micro_batch_size=micro, prefetch_steps=prefetch_steps
     ) as loader:
         for step in [0, 1, 2, 3, 15, 16, 4, 19, 19, 0]:
             batches = loader.step(step)
@@ -88,7 +92,7 @@ def test_ranks_together_hold_the_rows_of_one_rank_alone(parts: tuple[Plan, dict[
     plan, stores = parts
 
     def rows(rank: int, world_size: int) -> torch.Tensor:
-        with Loader(plan, stores, rank=rank, world_size=world_size, micro_batch_size=2) as loader:
+        with Loader(plan, rows_of(stores), rank=rank, world_size=world_size, micro_batch_size=2) as loader:
             return torch.stack([batch.input_ids_BT for batch in loader.step(7)])
 
     split = torch.stack([rows(rank, 3) for rank in range(3)], dim=1)
@@ -106,7 +110,7 @@ def num_reads(stores: Mapping[str, CountingStore], *, at_least: int) -> int:
 
 def test_prefetch_is_bounded_and_follows_a_jump(parts: tuple[Plan, dict[str, CountingStore]]) -> None:
     plan, stores = parts
-    with Loader(plan, stores, rank=0, world_size=1, micro_batch_size=12, prefetch_steps=2) as loader:
+    with Loader(plan, rows_of(stores), rank=0, world_size=1, micro_batch_size=12, prefetch_steps=2) as loader:
         loader.step(0)
         assert num_reads(stores, at_least=3 * 12) == 3 * 12  # the step itself and two more
         loader.step(1)
@@ -124,7 +128,7 @@ def test_a_failed_read_surfaces_with_source_and_row_and_can_be_tried_again(
     parts: tuple[Plan, dict[str, CountingStore]], cause: Exception, kind: type[Exception]
 ) -> None:
     plan, stores = parts
-    with Loader(plan, stores, rank=0, world_size=1, micro_batch_size=12, prefetch_steps=1) as loader:
+    with Loader(plan, rows_of(stores), rank=0, world_size=1, micro_batch_size=12, prefetch_steps=1) as loader:
         first = loader.step(0)
         num_reads(stores, at_least=24)
         stores["med"].error = cause
@@ -142,7 +146,7 @@ def test_stores_that_do_not_fit_the_plan_are_all_named(parts: tuple[Plan, dict[s
     with pytest.raises(
         DataError, match=r"'web' holds 1999 tokens, the plan was made for 2001.*'med' of the plan has no"
     ):
-        Loader(plan, wrong, rank=0, world_size=1, micro_batch_size=1)
+        Loader(plan, rows_of(wrong), rank=0, world_size=1, micro_batch_size=1)
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused_before_any_read(
@@ -150,13 +154,13 @@ def test_a_micro_batch_that_does_not_divide_is_refused_before_any_read(
 ) -> None:
     plan, stores = parts
     with pytest.raises(DataError, match="micro_batch_size 5"):
-        Loader(plan, stores, rank=0, world_size=1, micro_batch_size=5)
+        Loader(plan, rows_of(stores), rank=0, world_size=1, micro_batch_size=5)
     assert not stores["web"].reads
 
 
 def test_a_step_outside_the_plan_and_a_closed_loader_are_our_bugs(parts: tuple[Plan, dict[str, CountingStore]]) -> None:
     plan, stores = parts
-    loader = Loader(plan, stores, rank=0, world_size=1, micro_batch_size=12)
+    loader = Loader(plan, rows_of(stores), rank=0, world_size=1, micro_batch_size=12)
     with pytest.raises(AssertionError, match="step 20 lies outside the plan's 20 steps"):
         loader.step(20)
     loader.step(0)
@@ -171,7 +175,7 @@ def test_closing_in_the_middle_of_reading_waits_for_the_thread() -> None:
     gate = threading.Event()
     fast = stores["web"].read
     stores["web"].read = lambda start, stop: (gate.wait(5), fast(start, stop))[1]  # type: ignore[method-assign]
-    loader = Loader(plan, stores, rank=0, world_size=1, micro_batch_size=12, prefetch_steps=5)
+    loader = Loader(plan, rows_of(stores), rank=0, world_size=1, micro_batch_size=12, prefetch_steps=5)
     gate.set()
     loader.step(0)
     gate.clear()

@@ -13,7 +13,7 @@ from scipy import stats
 
 from cpt.data import sampler
 from cpt.data.sampler import RowLocations, locate, permute, rows_of_rank, rows_of_step, rows_seen, tokens_seen
-from cpt.plan import Plan, PlanSource, Stage, StageWish, append_stage, build_plan
+from cpt.plan import Plan, PlanSource, Stage, StageWish, append_stages, build_plan
 from cpt.rundir import DataError
 
 MASK = 2**64 - 1
@@ -153,7 +153,7 @@ def test_rows_seen_equals_counting(plan: Plan, data: st.DataObject) -> None:
 def test_an_appended_stage_changes_no_earlier_row_and_continues_each_source(plan: Plan, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, plan.num_steps))
     wish = StageWish(4 * 30, 1.0, {each.name: 1.0 for each in plan.sources} | {"new": 1.0})
-    longer, _ = append_stage(plan, wish, from_step=step, max_epochs=10**6, new_sources=[source("new", 9)])
+    longer, _ = append_stages(plan, [wish], from_step=step, max_epochs=10**6, new_sources=[source("new", 9)])
     cut = step * plan.global_batch_rows
     old, new = triples(everything(plan)), triples(everything(longer))
     assert new[:cut] == old[:cut]
@@ -305,3 +305,17 @@ def test_the_order_never_changes_between_versions() -> None:
     assert shown["epoch of it"] == [str(epoch) for epoch in at.epoch]
     assert shown["row in source"] == [str(row) for row in at.row_in_source]
     assert shown["draw of it"] == [str((at.source_index[:r] == i).sum()) for r, i in enumerate(at.source_index)]
+
+
+def test_a_source_in_order_comes_from_its_first_row_to_its_last_in_every_epoch_and_moves_no_other() -> None:
+    shuffled = small_plan(counts=[(3, 2)], lengths=[60], rows=[17, 11])
+    first, second = shuffled.sources
+    with pytest.raises(DataError, match="in_order of source 's0' is 1"):
+        replace(first, in_order=1)
+    plan = replace(shuffled, sources=(first, replace(second, in_order=True)))
+    at, other = everything(plan), everything(shuffled)
+    rows = at.row_in_source[at.source_index == 1].tolist()
+    assert rows == [draw % 11 for draw in range(24)]
+    assert rows != other.row_in_source[other.source_index == 1].tolist()
+    assert (at.source_index == other.source_index).all()
+    assert (at.row_in_source[at.source_index == 0] == other.row_in_source[other.source_index == 0]).all()

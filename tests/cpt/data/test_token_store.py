@@ -1,6 +1,7 @@
 """The store format against plain lists: what is written is what is read, and damage is named."""
 
 import json
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def test_any_range_reads_like_the_plain_list(
     assert store.document_starts(start, stop).tolist() == [p for p in starts if start <= p < stop]
     assert [d.tolist() for d in store.documents()] == [d for shard in shards for d in shard]
     assert store.document_lengths().tolist() == lengths
+    first, last = sorted(cut % (len(lengths) + 1) for cut in cuts)
+    assert first == last or store.document_bounds(first, last).tolist() == [*starts, len(tokens)][first : last + 1]
     store.verify()
 
 
@@ -71,6 +74,24 @@ def test_a_writer_continued_from_its_state_gives_the_same_manifest(tmp_path: Pat
     second.append(np.array([4, 0]), np.array([2]), utf8_bytes=0)
     second.finish_shard()
     assert second.write_manifest() == whole
+
+
+def test_a_document_written_in_pieces_is_the_same_document(tmp_path: Path) -> None:
+    whole = write_split(tmp_path / "whole", LABEL, [[[5, 7, 0], [1, 2, 3, 4, 0], [9, 0]]])
+    writer = SplitWriter(tmp_path / "pieces", LABEL)
+    writer.append(np.array([5, 7, 0]), np.array([3]), utf8_bytes=0)
+    for piece, ends in (([1, 2], False), ([], False), ([3, 4, 0], True)):
+        writer.append_piece(np.array(piece, np.int64), utf8_bytes=0, ends_document=ends)
+    writer.append(np.array([9, 0]), np.array([2]), utf8_bytes=0)
+    writer.finish_shard()
+    assert writer.write_manifest() == whole
+    TokenStore.open(tmp_path / "pieces").verify()
+
+
+def test_the_manifest_names_the_bos_token(tmp_path: Path) -> None:
+    assert write_split(tmp_path / "without", LABEL, SHARDS).bos_id is None
+    write_split(tmp_path / "with", replace(LABEL, bos_id=1), SHARDS)
+    assert TokenStore.open(tmp_path / "with").manifest.bos_id == 1
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
@@ -142,8 +163,8 @@ def edit_manifest(folder: Path, **changes: object) -> None:
 
 def test_another_format_version_is_refused(tmp_path: Path) -> None:
     write_split(tmp_path, LABEL, SHARDS)
-    edit_manifest(tmp_path, format_version=2)
-    with pytest.raises(DataError, match="format_version is 2, this program reads 1"):
+    edit_manifest(tmp_path, format_version=1)
+    with pytest.raises(DataError, match="format_version is 1, this program reads 2"):
         TokenStore.open(tmp_path)
 
 

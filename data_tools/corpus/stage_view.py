@@ -1,0 +1,49 @@
+"""What a stage prints: a bar while it works, then a table of what was kept and dropped, by reason, with an example."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from data_tools.corpus.stage import StageRequest, run_stage
+
+_EXAMPLE = 60
+
+
+def run_stage_with_progress(request: StageRequest) -> dict[str, Any]:
+    """``run_stage`` with a bar over the bytes of the input files, on a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task(request.verb, total=None)
+        return run_stage(request, progress=lambda done, total: bar.update(task, completed=done, total=total or None))
+
+
+def render_summary(summary: Mapping[str, Any]) -> RenderableType:
+    """Kept and dropped documents; {} stands for a stage that other tasks have to finish."""
+    if not summary:
+        return Text("this task is done; others are not: `cpt data merge FOLDER` when they are")
+    table = Table(title=f"{summary['verb']}: {summary['records']:,} records in {summary['inputs']:,} files",
+                  title_justify="left")  # fmt: skip
+    for name, justify in (("", "left"), ("documents", "right"), ("share", "right"), ("bytes", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("example")
+    records, size = max(summary["records"], 1), summary["bytes_kept"]
+    table.add_row("kept", f"{summary['documents']:,}", f"{summary['documents'] / records:.2%}", f"{size:,}", "")
+    for reason, entry in summary["reasons"].items():
+        example = entry["examples"][0] if entry["examples"] else None
+        share = f"{entry['documents'] / records:.2%}"
+        table.add_row(reason, f"{entry['documents']:,}", share, f"{entry['bytes']:,}", _example(example))
+    return Group(table, Text(f"content hash {summary['content_hash'][:16]}"))
+
+
+def _example(example: Mapping[str, str] | None) -> Text:
+    if example is None:
+        return Text("")
+    excerpt = " ".join(example["excerpt"].split())[:_EXAMPLE]
+    return Text(f"{example['detail']} {excerpt}".strip())
