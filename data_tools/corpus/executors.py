@@ -59,7 +59,7 @@ class VerbTask:
         """Raises DataError (exit code 2: the user can fix it) or RuntimeError with what a failing command said last."""
         task = ("--task", f"{rank}/{world_size}") if self.split else ()
         command = [sys.executable, "-m", "cpt.cli", "data", *self.arguments, *task]
-        done = subprocess.run(command, stdout=sys.stdout, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             kind = DataError if done.returncode == 2 else RuntimeError
             raise kind(

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_tools.corpus.stage import StageRequest, run_stage
+from data_tools.look.terminal import visible
 
 _EXAMPLE = 60
 
@@ -45,5 +46,5 @@ def render_summary(summary: Mapping[str, Any]) -> RenderableType:
 def _example(example: Mapping[str, str] | None) -> Text:
     if example is None:
         return Text("")
-    excerpt = " ".join(example["excerpt"].split())[:_EXAMPLE]
+    excerpt = visible(" ".join(example["excerpt"].split())[:_EXAMPLE])
     return Text(f"{example['detail']} {excerpt}".strip())

@@ -67,9 +67,14 @@ def blocks(page: Path, language: str) -> list[str]:
     ]
 
 
+# Pages whose blocks are one walk: each goes on with what the ones before it made.
+WALKS = ("data.md",)
+
+
 def command_blocks() -> Iterator[Any]:
     for page in PAGES:
-        for number, body in enumerate(blocks(page, "bash"), start=1):
+        bodies = blocks(page, "bash")
+        for number, body in enumerate(["".join(bodies)] if page.name in WALKS else bodies, start=1):
             yield pytest.param(body.replace("\\\n", " ").splitlines(), id=f"{page.name}-{number}")
 
 
@@ -88,6 +93,19 @@ def write_corpus(path: Path, documents: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "\n".join(json.dumps({"text": document}) for document in documents)
     path.write_bytes(zstandard.compress(lines.encode()))
+
+
+def write_raw_files(root: Path, prose: list[str], code: list[str]) -> None:
+    """What the page on data starts from: long enough to pass for web pages, one benchmark item among them."""
+    for number in range(2):
+        general = ["\n".join(prose[first : first + 8]) for first in range(number, len(prose) - 8, 4)]
+        write_corpus(root / "raw" / "general" / f"{number}.jsonl.zst", general)
+        write_corpus(
+            root / "raw" / "medical" / f"{number}.jsonl.zst", [" ".join(text.split()) for text in code[number::2]]
+        )
+    (root / "evals").mkdir()
+    items = [{"question": " ".join(prose[40].split()), "answer": "42"}, {"question": "none " * 20, "answer": "no"}]
+    (root / "evals" / "quiz.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
 
 
 def shrink_run_files(folder: Path) -> None:
@@ -122,6 +140,7 @@ def quickstarted(tmp_path_factory: pytest.TempPathFactory, write_planning_tables
         build_store(StoreRequest((str(file),), made / "tokenizer", store, name, domain, heldout_fraction=0.2))
     write_corpus(root / "corpus" / "a.jsonl.zst", prose[::2])
     write_corpus(root / "corpus" / "b.jsonl.zst", code)
+    write_raw_files(root, prose, code)
     fresh = {
         "model_type": "llama",
         "hidden_size": 16,
@@ -160,11 +179,16 @@ def made_small(command: str) -> str:
     return re.sub(r"(--tokens) (\S+)", smaller, command)
 
 
+def expand(raw: str) -> list[str]:
+    """What a shell makes of a word: a quoted glob stays one."""
+    word = "".join(shlex.split(raw))
+    return (sorted(glob.glob(word)) if word == raw else []) or [word]
+
+
 def run_here(command: str, cpt: Callable[..., Any]) -> None:
     """A `cpt` command in this process, which has torch loaded already; globs are expanded as a shell does."""
     command = made_small(command)
-    words = [found for word in shlex.split(command, comments=True) for found in sorted(glob.glob(word)) or [word]]
-    done = cpt(*words[1:])
+    done = cpt(*[word for raw in shlex.split(command, comments=True, posix=False) for word in expand(raw)][1:])
     assert done.code == 0, f"{command}\n{done.text[-4000:]}"
 
 
