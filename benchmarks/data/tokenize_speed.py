@@ -3,8 +3,8 @@ fast as datatrove's DocumentTokenizer and 5 times as fast as Megatron's script w
 with encoders that have no gigatoken it keeps 0.85 of what their library does alone on all cores.
 
 One run, whole processes timed, as a user waits. The peers live in an environment of their own (``--peers``: its Python,
-with datatrove[processing], tokenizers, gigatoken, megatron-core, torch). They get every 13th document, uncompressed;
-the WordPiece row is of the same documents, the sentencepiece one of four times as many. Megatron's `preprocess_data_fast` is no part of its
+with datatrove[processing], tokenizers, gigatoken, megatron-core, torch). They get every 13th document, uncompressed; so
+does the WordPiece row, the sentencepiece row four times as many. Megatron's `preprocess_data_fast` is no part of its
 wheel and is done again here: gigatoken's ``encode_files`` over a jsonl, EOD behind each document, then in one of three
 ways into an indexed data set: 128 processes that flatten, as the script says; one process that flattens; one document
 at a time, as its first version did.

@@ -32,7 +32,9 @@ import zstandard
 from cpt.announce import environment
 from cpt.checkpoint.portable import COMPLETE, CheckpointMeta
 from cpt.config import ModelSection, load_config, validate
-from cpt.data.token_store import StoreLabel, TokenizerFacts, write_split
+from cpt.data.pack_index import ensure_index
+from cpt.data.token_store import StoreLabel, TokenizerFacts, TokenStore, write_split
+from cpt.data.vocabulary import VocabularyExtension, write_extension
 from cpt.eval.records import EvalRecord, SourceEval, aggregate
 from cpt.model.build import Needs, build_model
 from cpt.plan import PlanSource, StageWish, build_plan
@@ -44,6 +46,8 @@ from cpt.train.engine import Topology
 from cpt.train.metrics import MetricsHook, Throughput
 from cpt.train.schedules import SCHEDULES
 from cpt.train.stepinfo import StepInfo
+from data_tools.choose_documents import Choice, make_view
+from data_tools.corpus.stage import StageRequest, run_stage
 from data_tools.store_builder import StoreRequest, build_store
 from data_tools.train_tokenizer import train_bpe
 
@@ -388,10 +392,44 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRITERS)
+def a_stage_summary(folder: Path) -> Any:
+    (folder / "in.jsonl").write_text('{"text": "kept"}\nnot json\n')
+    request = StageRequest("clean", (str(folder / "in.jsonl"),), folder / "out", {}, make_step=lambda: lambda _: None)
+    summary = run_stage(request)
+    return summary | {"identity": 1, "reasons": {"general": next(iter(summary["reasons"].values()))}}
+
+
+def a_view(folder: Path) -> Any:
+    a_manifest(folder / "store" / "train")
+    a_manifest(folder / "store" / "heldout")
+    make_view(folder / "store", folder / "view", Choice(min_length=1))
+    return json.loads((folder / "view" / "train" / "view.json").read_text()) | {"rule": 1}
+
+
+def an_index(folder: Path) -> Any:
+    a_manifest(folder / "train")
+    index = ensure_index(TokenStore.open(folder / "train"), 4)
+    return json.loads((index.path / "index.json").read_text())
+
+
+def an_extension(folder: Path) -> Any:
+    write_extension(folder, VocabularyExtension("a", "0" * 64, "1" * 64, 10, ((1, 2),)))
+    return json.loads((folder / "extension.json").read_text()) | {"subtokens": []}
+
+
+WITHOUT_EXCERPT: dict[str, Callable[[Path], Any]] = {
+    "summary.json": a_stage_summary,
+    "view.json": a_view,
+    "index.json": an_index,
+    "extension.json": an_extension,
+}
+
+
+@pytest.mark.parametrize("name", [*WRITERS, *WITHOUT_EXCERPT])
 def test_the_documented_keys_are_those_the_code_writes(name: str, tmp_path: Path) -> None:
-    written = keys_of(WRITERS[name](tmp_path), dict.fromkeys(("web", "general", "domain"), "NAME"))
-    assert documented_keys(name) == written
+    found = (WRITERS | WITHOUT_EXCERPT)[name](tmp_path)
+    names = dict.fromkeys(("web", "general", "domain"), "REASON" if name == "summary.json" else "NAME")
+    assert documented_keys(name) == keys_of(found, names)
 
 
 def test_the_documented_events_are_those_the_code_writes() -> None:
