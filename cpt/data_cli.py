@@ -5,11 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from cpt.cluster_cli import cluster_app
 from cpt.plan_cli import print_facts
 from cpt.store_cli import store_app
 from cpt.vocabulary_cli import vocabulary_app
 
 data_app = typer.Typer(help="Corpora and token stores.", no_args_is_help=True)
+data_app.add_typer(cluster_app)
 data_app.add_typer(vocabulary_app)
 data_app.add_typer(store_app)
 
@@ -17,6 +19,15 @@ TxtDocuments = Literal["file", "blank-line"]
 MoreInputs = Annotated[
     list[str] | None, typer.Argument(metavar="[FILE]...", help="more inputs, as a shell expands a glob")
 ]
+BadRecords = Literal["reject", "fail"]
+
+
+def _local(out: Path | None) -> Path | None:
+    if out is not None and out.parts and out.parts[0].endswith(":"):
+        raise typer.BadParameter("must be a local folder; `cpt data convert` writes to URLs")
+    return out
+
+
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
@@ -55,7 +66,7 @@ def clean(
         list[str] | None, typer.Option("--input", help="files, globs or a stage folder; repeatable")
     ] = None,
     more_inputs: MoreInputs = None,
-    out: Annotated[Path | None, typer.Option(help="folder for documents, rejects and counts by reason")] = None,
+    out: Annotated[Path | None, typer.Option(callback=_local, help="gets documents, rejects, counts by reason")] = None,
     text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
     txt_documents: Annotated[TxtDocuments, typer.Option(help="what one document of a .txt file is")] = "file",
     workers: Annotated[int, typer.Option(help="parallel workers; the output does not depend on it", min=1)] = 2,
@@ -95,7 +106,7 @@ def clean(
 @data_app.command("train-ngram", rich_help_panel="Documents")
 def train_ngram(
     inputs: Annotated[list[str], typer.Option("--input", help="reference texts: files or globs; repeatable")],
-    out: Annotated[Path, typer.Option(help="the model, a .npz")],
+    out: Annotated[Path, typer.Option(callback=_local, help="the model, a .npz")],
     more_inputs: MoreInputs = None,
     order: Annotated[int, typer.Option(help="longest n-gram", min=1, max=6)] = 3,
     prune: Annotated[int, typer.Option(help="drop n-grams of 3 words and more seen so often or less", min=0)] = 1,
@@ -120,12 +131,37 @@ def train_ngram(
 
 
 @data_app.command(rich_help_panel="Documents")
+def convert(
+    inputs: Annotated[list[str], typer.Option("--input", help="files, globs, URLs or a stage folder; repeatable")],
+    out: Annotated[str, typer.Option(help="folder or URL, e.g. s3://bucket/web; gets a file per input file")],
+    more_inputs: MoreInputs = None,
+    suffix: Annotated[
+        Literal[".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"], typer.Option("--format", help="of the files")
+    ] = ".jsonl.zst",
+    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
+    txt_documents: Annotated[TxtDocuments, typer.Option(help="what one document of a .txt file is")] = "file",
+    bad_records: Annotated[BadRecords, typer.Option(help="leave damaged records out, or stop at the first")] = "fail",
+    as_json: Json = False,
+) -> None:
+    """Write documents in another format or place, goes on with what is missing: cpt data convert --input
+    'crawl/*.warc.gz' --out parquet/web --format .parquet
+    """
+    from data_tools.corpus.convert import ConvertRequest, render_counts
+    from data_tools.corpus.stage_view import convert_with_progress
+    from data_tools.sources import ReadOptions
+
+    read = ReadOptions(text_key=text_key, txt_documents=txt_documents)
+    request = ConvertRequest((*inputs, *(more_inputs or ())), out, suffix, read, bad_records)
+    print_facts(convert_with_progress(request), render_counts, as_json=as_json)
+
+
+@data_app.command(rich_help_panel="Documents")
 def dedup(
     sources: Annotated[
         list[str],
         typer.Option("--source", metavar="NAME=FILES", help="order is priority, first keeps; repeatable, domain first"),
     ],
-    out: Annotated[Path, typer.Option(help="folder for NAME/documents, NAME/rejects and report.json")],
+    out: Annotated[Path, typer.Option(callback=_local, help="folder for NAME/documents, NAME/rejects and report.json")],
     against: Annotated[
         list[str] | None, typer.Option(help="files to compare with but not to write: held-out texts; repeatable")
     ] = None,
@@ -170,7 +206,7 @@ def dedup(
 @data_app.command(rich_help_panel="Documents")
 def decontaminate(
     inputs: Annotated[list[str], typer.Option("--input", help="files, globs or a stage folder; repeatable")],
-    out: Annotated[Path, typer.Option(help="folder for documents, rejects, report.json, contaminated_items.json")],
+    out: Annotated[Path, typer.Option(callback=_local, help="gets documents, rejects and reports")],
     more_inputs: MoreInputs = None,
     against: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILES", help="benchmark items, .jsonl or .parquet; repeatable")
@@ -222,7 +258,7 @@ def tokenize(
         list[str], typer.Option("--input", help="files, globs, a saved dataset folder or hf://name; repeatable")
     ],
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, Hugging Face folder or sentencepiece .model")],
-    out: Annotated[Path, typer.Option(help="store folder; gets train/ and heldout/")],
+    out: Annotated[Path, typer.Option(callback=_local, help="store folder; gets train/ and heldout/")],
     source: Annotated[str, typer.Option(help="name of this corpus in run files and reports")],
     domain: Annotated[
         str, typer.Option(help="label: 'general' for data to replay, anything else is a domain to learn")
@@ -293,7 +329,7 @@ def score(
     store: Annotated[Path, typer.Argument(help="a split of a token store, e.g. stores/medical/train")],
     model: Annotated[Path, typer.Option(help="model of `cpt data train-ngram`")],
     tokenizer: Annotated[Path, typer.Option(help="the store's tokenizer")],
-    out: Annotated[Path, typer.Option(help="the .npy of scores; a .json beside it says what they are of")],
+    out: Annotated[Path, typer.Option(callback=_local, help="the .npy of scores; a .json says what they are of")],
     workers: Annotated[int, typer.Option(help="parallel workers; the output does not depend on it", min=1)] = 2,
     as_json: Json = False,
 ) -> None:
@@ -305,70 +341,3 @@ def score(
 
     request = ScoreRequest(store, model, tokenizer, out, workers)
     print_facts(score_with_progress(request), render_facts, as_json=as_json)
-
-
-@data_app.command(rich_help_panel="Clusters")
-def merge(
-    out: Annotated[Path, typer.Argument(help="the --out that tasks of one command wrote to")], as_json: Json = False
-) -> None:
-    """Make one of what the tasks of an array job wrote, after checking all of it: cpt data merge stores/medical"""
-    if (out / "stage.json").is_file():
-        from data_tools.corpus.stage import finish_stage
-        from data_tools.corpus.stage_view import render_summary
-
-        print_facts(finish_stage(out), render_summary, as_json=as_json)
-        return
-    from data_tools.commands import merge_and_print
-
-    merge_and_print(out, as_json=as_json)
-
-
-@data_app.command(
-    context_settings={"allow_extra_args": True, "allow_interspersed_args": False}, rich_help_panel="Clusters"
-)
-def submit(
-    context: typer.Context,
-    executor: Annotated[Literal["local", "slurm", "ray"], typer.Option(help="where the tasks run")],
-    tasks: Annotated[int, typer.Option(help="parts that the work is split into", min=1)],
-    workers: Annotated[int, typer.Option(help="tasks at a time; -1: as many as there is room for", min=-1)] = -1,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="for slurm any option of sbatch, e.g. partition=cpu"),
-    ] = None,
-    logs: Annotated[Path | None, typer.Option(help="folder of the tasks' logs; default: logs/ beside --out")] = None,
-) -> None:
-    """Run a verb as many tasks, then merge: cpt data submit --executor slurm --tasks 64 --option partition=cpu --option
-    time=04:00:00 tokenize --input 'web/*.jsonl.zst' --out stores/web ...
-    """
-    from data_tools.corpus.executors import Submission, out_of
-    from data_tools.corpus.executors import submit as submit_tasks
-
-    arguments = tuple(context.args)
-    _check_splittable(context, arguments)
-    out = out_of(arguments)
-    submission = Submission(
-        arguments=arguments,
-        out=out,
-        tasks=tasks,
-        logs=(logs or out.parent / "logs" / out.name).absolute(),
-        workers=workers,
-        options=dict(_key_and_value(text) for text in options or []),
-    )
-    typer.echo(submit_tasks(executor, submission))
-
-
-def _check_splittable(context: typer.Context, arguments: tuple[str, ...]) -> None:
-    """A wrong argument is found here, once, not by each of many tasks."""
-    commands = typer.main.get_group(data_app).commands
-    splittable = sorted(name for name, verb in commands.items() if any(p.name == "task" for p in verb.params))
-    if not arguments or arguments[0] not in splittable:
-        named = arguments[0] if arguments else "nothing"
-        raise typer.BadParameter(f"cannot split {named!r} into tasks; verbs that can be: {', '.join(splittable)}")
-    commands[arguments[0]].make_context(arguments[0], list(arguments[1:]), parent=context.parent)
-
-
-def _key_and_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise typer.BadParameter(f"--option is {text!r}; it must be KEY=VALUE, e.g. partition=cpu")
-    return key, value

@@ -1,15 +1,37 @@
-"""One writer per folder: an advisory lock that the kernel drops when its holder dies, so none is ever stale."""
+"""One writer per folder: an advisory lock that the kernel drops when its holder dies, so none is ever stale. And one
+command per folder: what a folder was made for, against what is asked now.
+"""
 
 import contextlib
 import fcntl
+import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cpt.rundir import DataError
 
 LOCK_NAME = "writer.lock"
+
+
+def task_folder(folder: Path, task: tuple[int, int]) -> Path:
+    """What task i of n holds for itself: tasks of one command share its folder, two of the same task never."""
+    held = folder if task[1] == 1 else folder / "tasks" / f"{task[0]:05d}-of-{task[1]:05d}"
+    held.mkdir(parents=True, exist_ok=True)
+    return held
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """``eos_id: 0 there, 2 now; ...``, empty where both are one request."""
+    changed = [key for key in now if there.get(key) != now[key]]
+    return "; ".join(f"{key}: {_short(there.get(key))} there, {_short(now[key])} now" for key in changed)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 160 else f"{text[:160]}..."
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ Refused, all at once: unknown rules and fields (naming the nearest known), value
 """
 
 import difflib
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from data_tools.clean.quality import c4_quality, fineweb_quality, first_broken, 
 from data_tools.clean.repetition import gopher_repetition
 from data_tools.clean.unicode_text import fix_unicode
 from data_tools.corpus.document import Document, Reject, Step
+from data_tools.whole_file import sha256_of
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,9 @@ def identity_of(chosen: Sequence[Chosen]) -> dict[str, Any]:
     """What the rules are, as JSON: a changed threshold or another model in the same file is another stage."""
     rules = []
     for name, settings in chosen:
-        files = {f"{key}_sha256": _sha256(value) for key, value in settings if isinstance(value, Path)}
+        files = {f"{key}_sha256": sha256_of(value) for key, value in settings if isinstance(value, Path)}
         rules.append({"rule": name, **settings.model_dump(mode="json"), **files})
     return {"rules": rules}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def step_maker(chosen: Sequence[Chosen]) -> Callable[[], Step]:

@@ -8,7 +8,6 @@ parts lie in ``scores.parts/`` until all are there, so a killed run goes on wher
 and four bytes per document. Refused: a tokenizer that did not make the store.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from data_tools.clean.ngram import NgramModel
 from data_tools.corpus.units import advance, run_units
 from data_tools.encoders import Decode, load_decoder, tokenizer_fingerprint
 from data_tools.folder_lock import hold_folder
+from data_tools.whole_file import sha256_of
 
 _PART = 5_000  # documents
 
@@ -63,7 +63,7 @@ def score_store(request: ScoreRequest, *, progress: Callable[[int, int], None] |
         "documents": documents,
         "kind": "perplexity",
         "model": request.model.name,
-        "model_sha256": _sha256(request.model),
+        "model_sha256": sha256_of(request.model),
     }
     parts = request.out.with_suffix(".parts")
     parts.mkdir(parents=True, exist_ok=True)
@@ -166,8 +166,3 @@ def _facts(scores: NDArray[np.float32]) -> dict[str, Any]:
         "without_words": len(scores) - len(known),
         "percentiles": dict(zip(map(str, shares), quantiles, strict=True)),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -115,8 +115,8 @@ def _submit_slurm(submission: Submission) -> str:
         raise DataError(f"slurm needs {' and '.join(missing)}; fix: --option partition=NAME --option time=HH:MM:SS")
     shared: dict[str, Any] = {
         "partition": options.pop("partition"),
-        "cpus_per_task": int(options.pop("cpus-per-task", "1")),
-        "mem_per_cpu_gb": int(options.pop("mem-per-cpu", "4").removesuffix("G")),
+        "cpus_per_task": _whole("cpus-per-task", options.pop("cpus-per-task", "1")),
+        "mem_per_cpu_gb": _whole("mem-per-cpu", options.pop("mem-per-cpu", "4G").removesuffix("G")),
         "qos": options.pop("qos", ""),
         # the tasks find the same Python as the submitting process, whatever shell the cluster starts
         "env_command": f"export PATH={Path(sys.executable).parent}:$PATH",
@@ -176,15 +176,18 @@ def _run_ray(submission: Submission) -> str:
 
 
 def _ray_options(options: Mapping[str, str]) -> dict[str, Any]:
-    kinds: dict[str, Callable[[str], Any]] = {
-        "cpus-per-task": int,
-        "mem-per-cpu": lambda text: int(text.removesuffix("G")),
-    }
-    unknown = sorted(set(options) - set(kinds))
-    if unknown:
-        raise DataError(f"ray has no option {unknown[0]!r}; known are {', '.join(kinds)}")
     names = {"cpus-per-task": "cpus_per_task", "mem-per-cpu": "mem_per_cpu_gb"}
-    return {names[key]: kinds[key](value) for key, value in options.items()}
+    unknown = sorted(set(options) - set(names))
+    if unknown:
+        raise DataError(f"ray has no option {unknown[0]!r}; known are {', '.join(names)}")
+    return {names[key]: _whole(key, value.removesuffix("G")) for key, value in options.items()}
+
+
+def _whole(option: str, text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        unit = " of gigabytes, e.g. 4G" if option == "mem-per-cpu" else ""
+        raise DataError(f"--option {option} is {text!r}; it must be a whole number{unit}")
+    return int(text)
 
 
 def out_of(arguments: Sequence[str]) -> Path:

@@ -26,8 +26,9 @@ from cpt.rundir import DataError, write_atomic
 from data_tools.corpus.document import BadRecord, Document, Reject, Step
 from data_tools.corpus.units import Progress, advance, read_markers, run_units
 from data_tools.corpus.writers import open_writer
-from data_tools.folder_lock import hold_folder
+from data_tools.folder_lock import differences, hold_folder, task_folder
 from data_tools.sources import STAGE_NAME, SUMMARY_NAME, Input, ReadOptions, read_documents, resolve_inputs
+from data_tools.whole_file import sha256_of
 
 STAGE_VERSION = 1
 EXAMPLES = 3  # per reason
@@ -71,7 +72,7 @@ def run_stage(request: StageRequest, *, progress: Callable[[int, int], None] | N
         (request.out / name).mkdir(exist_ok=True)
     _settle(request, inputs)
     report: Progress | None = (lambda done: progress(done, total)) if progress else None
-    with hold_folder(_task_folder(request)):
+    with hold_folder(task_folder(request.out, request.task)):
         run_units(
             request.out,
             len(inputs),
@@ -125,21 +126,12 @@ def shard_name(unit: int) -> str:
     return f"{unit:05d}.jsonl.zst"
 
 
-def _task_folder(request: StageRequest) -> Path:
-    """What a task holds for itself: tasks of one stage share its folder, two of the same task never."""
-    if request.task[1] == 1:
-        return request.out
-    folder = request.out / "tasks" / f"{request.task[0]:05d}-of-{request.task[1]:05d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _settle(request: StageRequest, inputs: Sequence[Input]) -> None:
     """Make the folder this stage's, or find that it is; files count with their sizes, so a changed one is noticed."""
     identity = {
         "verb": request.verb,
         "inputs": [[entry.name, entry.size_bytes] for entry in inputs],
-        "text_key": request.read.text_key,
+        "read": asdict(request.read),
         "bad_records": request.bad_records,
         "identity": request.identity,
     }
@@ -147,22 +139,15 @@ def _settle(request: StageRequest, inputs: Sequence[Input]) -> None:
     foreign = [entry.name for kind in ("documents", "rejects", "done") for entry in (request.out / kind).iterdir()]
     if (request.out / STAGE_NAME).is_file():  # looked at after the folders: another task may just have begun
         found = read_stage(request.out)
-        changes = [f"{key}: {_short(found.get(key))} there, {_short(identity[key])} now"
-                   for key in identity if found.get(key) != identity[key]]  # fmt: skip
-        if changes:
+        if changes := differences(found, identity):
             raise DataError(
-                f"{request.out}: holds the output of another command ({'; '.join(changes)}); fix: --out with a new "
+                f"{request.out}: holds the output of another command ({changes}); fix: --out with a new "
                 "folder, or delete this one"
             )
         return
     if foreign:
         raise DataError(f"{request.out}: holds {sorted(foreign)[:5]} but no {STAGE_NAME}; fix: --out with a new folder")
     write_atomic(request.out / STAGE_NAME, json.dumps({"format_version": STAGE_VERSION, **identity}, indent=1) + "\n")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 160 else f"{text[:160]}..."
 
 
 def _all_done(out: Path, num_units: int) -> bool:
@@ -219,8 +204,10 @@ class _UnitWork:
 
 
 def _reject_record(document: Document, reject: Reject) -> Document:
+    """The record's own fields of these names become ``fields.reason`` and so on."""
     why = {"reason": reject.reason, "detail": reject.detail, "origin": document.origin}
-    return Document(document.text, why | document.fields | why)  # a field of the same name gives way
+    own = {f"fields.{name}" if name in why else name: value for name, value in document.fields.items()}
+    return Document(document.text, why | own)
 
 
 @dataclass
@@ -250,12 +237,7 @@ class _Counts:
 
     def as_marker(self, name: str, documents: Path, rejects: Path) -> dict[str, Any]:
         files = {"documents_bytes": documents.stat().st_size, "rejects_bytes": rejects.stat().st_size}
-        return {"input": name, **asdict(self), **files, "documents_sha256": _sha256(documents)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {"input": name, **asdict(self), **files, "documents_sha256": sha256_of(documents)}
 
 
 def _totals(markers: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What a stage prints: a bar while it works, then a table of what was kept and dropped, by reason, with an example."""
 
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
+from data_tools.corpus.convert import ConvertRequest, convert
 from data_tools.corpus.stage import StageRequest, run_stage
 from data_tools.look.terminal import visible
 
@@ -17,12 +19,24 @@ _EXAMPLE = 60
 
 def run_stage_with_progress(request: StageRequest) -> dict[str, Any]:
     """``run_stage`` with a bar over the bytes of the input files, on a terminal."""
+    with _bar(request.verb) as tell:
+        return run_stage(request, progress=tell)
+
+
+def convert_with_progress(request: ConvertRequest) -> dict[str, Any]:
+    """``convert`` with the same bar."""
+    with _bar("convert") as tell:
+        return convert(request, progress=tell)
+
+
+@contextlib.contextmanager
+def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
     ) as bar:
-        task = bar.add_task(request.verb, total=None)
-        return run_stage(request, progress=lambda done, total: bar.update(task, completed=done, total=total or None))
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def render_summary(summary: Mapping[str, Any]) -> RenderableType:

@@ -78,7 +78,11 @@ def run_units(
             report(advanced.value)
             for future in done:
                 future.result()  # raises what the worker raised
-    except BrokenProcessPool:
+    except BaseException as error:
+        for process in list(pool._processes.values()):  # a unit may take hours, and is done again from its start
+            process.kill()
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise RuntimeError(
             f"{folder}: a worker process died, perhaps out of memory; fix: run the same command again with fewer "
             "--workers, it goes on with what is not done"
@@ -141,18 +145,19 @@ def _run_here(process: _Process, units: Sequence[int]) -> None:
     try:
         for unit in units:
             _run_one(unit)
+            process.count(0)
     finally:
         _here.pop()
 
 
 def _throttled(report: Progress) -> Progress:
-    """Sums up what it is told and passes the sum on a few times a second."""
+    """Sums up what it is told; passes the sum on a few times a second, and whenever it is told of 0."""
     total, following = 0, 0.0
 
     def count(amount: int) -> None:
         nonlocal total, following
         total += amount
-        if time.monotonic() >= following:
+        if not amount or time.monotonic() >= following:
             report(total)
             following = time.monotonic() + _POLL_SECONDS
 

@@ -11,7 +11,7 @@ Every part is made once: a run that was killed, or a real one after a dry one, g
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from data_tools.decontaminate.gram_index import GramIndex
 from data_tools.decontaminate.overlaps import common_grams, write_report
 from data_tools.decontaminate.protected_texts import Protected
 from data_tools.decontaminate.scan import MOST_HITS, Scan, read_overlaps
-from data_tools.folder_lock import hold_folder
+from data_tools.folder_lock import hold_folder, task_folder
 from data_tools.sources import ReadOptions, resolve_inputs
 
 Action = Literal["drop", "cut"]
@@ -69,7 +69,7 @@ def decontaminate(request: DecontaminateRequest, progress: Progress | None = Non
     identity = _settle(request, [[entry.name, entry.size_bytes] for entry in inputs])
     if not (request.out / "index").is_dir():
         request.protected.build_index().save(request.out / "index")
-    with hold_folder(_task_folder(scan_folder, request.task)):
+    with hold_folder(task_folder(scan_folder, request.task)):
         scan = Scan(request.out, inputs, request.read)
         run_units(scan_folder, len(inputs), scan, workers=request.workers, task=request.task,
                   progress=lambda done: show("scanning", done, total))  # fmt: skip
@@ -95,7 +95,7 @@ def decontaminate(request: DecontaminateRequest, progress: Progress | None = Non
 def _settle(request: DecontaminateRequest, files: list[list[Any]]) -> dict[str, Any]:
     """Make the folder this request's scan, or find that it is; what decides the second pass as well."""
     index = request.protected.identity()
-    asked = json.loads(json.dumps({"inputs": files, "text_key": request.read.text_key, "index": index}))
+    asked = json.loads(json.dumps({"inputs": files, "read": asdict(request.read), "index": index}))
     file = request.out / "scan" / REQUEST_NAME
     if not file.is_file():
         write_atomic(file, json.dumps(asked, indent=1) + "\n")
@@ -119,12 +119,6 @@ def _require_scan_of_all(request: DecontaminateRequest, num_units: int) -> None:
             raise DataError(
                 f"{error}; --max-documents with --task needs the scan of all: run all tasks with --dry-run first"
             ) from None
-
-
-def _task_folder(folder: Path, task: tuple[int, int]) -> Path:
-    held = folder if task[1] == 1 else folder / "tasks" / f"{task[0]:05d}-of-{task[1]:05d}"
-    held.mkdir(parents=True, exist_ok=True)
-    return held
 
 
 def _report(request: DecontaminateRequest, num_units: int) -> dict[str, Any] | None:

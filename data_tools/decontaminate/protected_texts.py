@@ -72,7 +72,7 @@ class Protected:
         if not len(index.hashes):
             raise DataError(
                 f"no text of {', '.join(index.sets) or 'the given files'} has {words} words; fix: check the files and "
-                "--fields, or a smaller --ngram"
+                "--field, or a smaller --ngram"
             )
         return index
 
@@ -110,7 +110,7 @@ class Protected:
             builder.add(name, f"{name}|{stem}|{number}", list(strings_of(record)), rule)
         if self.fields and not seen & set(self.fields):
             raise DataError(f"{source.name}: no item has {', '.join(self.fields)}, there is {', '.join(sorted(seen))}; "
-                            "fix: --fields with names of these")  # fmt: skip
+                            "fix: --field with names of these")  # fmt: skip
 
     def _add_heldout(self, builder: IndexBuilder, name: str, path: str) -> None:
         n, ratio = self.heldout_ngram, 24 / 13

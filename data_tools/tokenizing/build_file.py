@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from cpt.data.token_store import SplitState, StoreLabel, TokenizerFacts
 from cpt.rundir import DataError, write_atomic
-from data_tools.folder_lock import LOCK_NAME
-from data_tools.tokenizing.request import SPLITS, differences
+from data_tools.folder_lock import LOCK_NAME, differences
+from data_tools.tokenizing.request import SPLITS
 
 BUILD_NAME = "build.json"
 REJECTS_NAME = "rejects.jsonl"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from cpt.data.token_store import SplitState, SplitWriter, documents_name, tokens_name, verify_shard
 from cpt.rundir import DataError
-from data_tools.folder_lock import hold_folder
+from data_tools.folder_lock import differences, hold_folder
 from data_tools.tokenizing.build_file import BUILD_NAME, PARTS_NAME, REJECTS_NAME, Build
-from data_tools.tokenizing.request import SPLITS, differences
+from data_tools.tokenizing.request import SPLITS
 
 _NAMES = (tokens_name, documents_name)
 

@@ -1,6 +1,5 @@
 """What a token store is asked to be, and the identity that tells one request from another."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,14 +69,3 @@ def identity_of(request: StoreRequest, inputs: Sequence[Input], encoder: Encoder
         "heldout_fraction": request.heldout_fraction,
         "segment_bytes": request.segment_bytes,
     }
-
-
-def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """``eos_id: 0 there, 2 now; ...``, empty where both are one request."""
-    changed = [key for key in now if there.get(key) != now[key]]
-    return "; ".join(f"{key}: {_short(there.get(key))} there, {_short(now[key])} now" for key in changed)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 160 else f"{text[:160]}..."

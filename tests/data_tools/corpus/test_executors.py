@@ -81,7 +81,13 @@ def test_a_wrong_argument_is_found_before_any_task_starts(options: tuple[str, ..
 
 @pytest.mark.parametrize(
     ("executor", "options", "message"),
-    [("slurm", {}, "partition and time"), ("ray", {"nodes": "2"}, "no option 'nodes'"), ("local", {"a": "1"}, "'a'")],
+    [
+        ("slurm", {}, "partition and time"),
+        ("slurm", {"partition": "cpu", "time": "1:00", "mem-per-cpu": "4000M"}, "mem-per-cpu is '4000M'.*e.g. 4G"),
+        ("slurm", {"partition": "cpu", "time": "1:00", "cpus-per-task": "two"}, "cpus-per-task is 'two'"),
+        ("ray", {"nodes": "2"}, "no option 'nodes'"),
+        ("local", {"a": "1"}, "'a'"),
+    ],
 )
 def test_options_an_executor_needs_or_does_not_have_are_named(
     tmp_path: Path, executor: str, options: dict[str, str], message: str

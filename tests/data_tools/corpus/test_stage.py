@@ -92,7 +92,15 @@ def test_a_finished_stage_is_found_finished(tmp_path: Path) -> None:
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "documents").iterdir()}
 
 
-@pytest.mark.parametrize("change", [{"identity": {"least": 13}}, {"bad_records": "fail"}, {"verb": "dedup"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": {"least": 13}},
+        {"bad_records": "fail"},
+        {"verb": "dedup"},
+        {"read": ReadOptions(txt_documents="blank-line")},
+    ],
+)
 def test_the_folder_of_another_command_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     inputs = write_inputs(tmp_path / "in")
     run_stage(request(inputs, tmp_path / "out"))
@@ -126,6 +134,14 @@ def test_bad_records_are_rejects_or_end_the_stage_as_asked(tmp_path: Path) -> No
     assert sum(bad.values()) == 3 and summary["records"] == 7
     with pytest.raises(DataError, match=r"5.*--bad-records reject"):
         run_stage(request(inputs, tmp_path / "strict", bad_records="fail"))
+
+
+def test_a_reject_keeps_its_own_fields_beside_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "short", "reason": "mine", "origin": "web"}\n')
+    run_stage(request(str(tmp_path / "in.jsonl"), tmp_path / "out"))
+    dropped = lines_of(tmp_path / "out" / "rejects")[0]
+    assert dropped["reason"] == "length.too_short" and dropped["fields.reason"] == "mine"
+    assert dropped["fields.origin"] == "web"
 
 
 def test_a_step_may_depend_on_the_unit(tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def die_at_one(unit: int) -> dict[str, int]:
     return {"unit": unit}
 
 
+def an_hour_or_an_error(folder: Path, unit: int) -> dict[str, int]:
+    if unit == 0:
+        (folder / "at_work").touch()
+        time.sleep(3600)
+    time.sleep(3)
+    raise DataError("unit 1 is bad")
+
+
 def slow(unit: int) -> dict[str, int]:
     time.sleep(0.2)
     return {"unit": unit}
@@ -76,9 +84,19 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do(tmp_path: Path) -> Non
 def test_progress_adds_up_over_processes(tmp_path: Path, workers: int) -> None:
     seen: list[int] = []
     run_units(tmp_path, 4, functools.partial(square, tmp_path), workers=workers, progress=seen.append)
-    assert seen == sorted(seen) and seen[-1] <= 40
-    if workers > 1:
-        assert seen[-1] == 40
+    assert seen == sorted(seen) and seen[-1] == 40
+
+
+@pytest.mark.parametrize("first", ["fails", "is interrupted"])
+def test_nobody_waits_for_the_units_at_work_when_one_fails_or_a_user_interrupts(tmp_path: Path, first: str) -> None:
+    def interrupt(_: int) -> None:
+        if first == "is interrupted" and (tmp_path / "at_work").exists():
+            raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises((DataError, KeyboardInterrupt)):
+        run_units(tmp_path, 2, functools.partial(an_hour_or_an_error, tmp_path), workers=2, progress=interrupt)
+    assert time.monotonic() - begun < 60
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
