@@ -21,7 +21,7 @@ def merge(
         from data_tools.corpus.stage import finish_stage
         from data_tools.corpus.stage_view import render_summary
 
-        print_facts(finish_stage(out), render_summary, as_json=as_json)
+        print_facts(finish_stage(out, verify=True), render_summary, as_json=as_json)
         return
     if (out / "dedup.json").is_file():
         raise typer.BadParameter(f"{out} is a deduplication; run the same `cpt data dedup` command without --task")

@@ -233,7 +233,7 @@ def decontaminate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="look and report, write no documents")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take documents out that hold benchmark items or held-out text: cpt data decontaminate --input 'clean/med/*'
+    """Take documents out that hold benchmark items or held-out text: cpt data decontaminate --input clean/med
     --against 'mmlu=evals/mmlu/*.jsonl' --out decon/med
     """
     from data_tools.corpus.units import parse_task

@@ -14,9 +14,10 @@ is done, so a killed stage started again redoes at most the files that were in w
 Nothing is lost silently: records read = documents kept + rejects, bad records among them.
 """
 
+import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ STAGE_VERSION = 1
 EXAMPLES = 3  # per reason
 _EXCERPT = 240  # characters
 _ADVANCE_EVERY = 256  # records
+_FILE_KEYS = {"input", "documents_bytes", "rejects_bytes", "documents_sha256"}
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,10 @@ def run_stage(request: StageRequest, *, progress: Callable[[int, int], None] | N
     return finish_stage(request.out)
 
 
-def finish_stage(out: Path) -> dict[str, Any]:
+def finish_stage(out: Path, *, verify: bool = False) -> dict[str, Any]:
     """Sum up a stage whose units are all done, and write ``summary.json``; the same again where it exists.
+
+    ``verify``: read the documents again and compare their hashes.
 
     Raises:
         DataError: no stage folder, units that are missing, files that are not as their unit left them.
@@ -95,8 +99,11 @@ def finish_stage(out: Path) -> dict[str, Any]:
     asked = read_stage(out)
     markers = read_markers(out, len(asked["inputs"]))
     for unit, marker in enumerate(markers):
+        _require_keys(marker, _Counts.__dataclass_fields__.keys() | _FILE_KEYS, out / "done" / f"{unit:05d}.json")
         for kind in ("documents", "rejects"):
             _require_size(out / kind / shard_name(unit), marker[f"{kind}_bytes"])
+        if verify and sha256_of(out / "documents" / shard_name(unit)) != marker["documents_sha256"]:
+            raise DataError(_damaged(out / "documents" / shard_name(unit), "is not what its unit wrote, by its hash"))
     summary = {"format_version": STAGE_VERSION, "verb": asked["verb"], "identity": asked["identity"]} | _totals(markers)
     write_atomic(out / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
     return summary
@@ -119,6 +126,7 @@ def read_stage(out: Path) -> dict[str, Any]:
     if version != STAGE_VERSION:
         raise DataError(f"{file}: format_version is {version!r}, this program reads {STAGE_VERSION}; fix: run it again")
     assert isinstance(content, dict)
+    _require_keys(content, {"verb", "inputs", "identity"}, file)
     return content
 
 
@@ -181,7 +189,7 @@ class _UnitWork:
             if isinstance(record, BadRecord):
                 if self.request.bad_records == "fail":
                     raise DataError(f"{record.origin}: {record.detail}; fix: mend the file, or --bad-records reject")
-                document = Document(record.raw.decode("utf-8", "replace"), {}, record.origin)
+                document = _readable(record)
                 size = len(record.raw)
                 reject: Reject | None = Reject(record.reason, record.detail)
             else:
@@ -201,6 +209,13 @@ class _UnitWork:
             assert self.request.make_step is not None
             self._step = self.request.make_step()
         return self._step
+
+
+def _readable(record: BadRecord) -> Document:
+    """Its bytes as text; where that is not all of them, themselves too."""
+    text = record.raw.decode("utf-8", "replace")
+    lost = text.encode() != record.raw
+    return Document(text, {"raw_base64": base64.b64encode(record.raw).decode()} if lost else {}, record.origin)
 
 
 def _reject_record(document: Document, reject: Reject) -> Document:
@@ -255,9 +270,18 @@ def _totals(markers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"inputs": len(markers), **sums, "reasons": dict(by_count), "content_hash": chain}
 
 
+def _require_keys(content: Mapping[str, Any], keys: Set[str], file: Path) -> None:
+    if missing := sorted(keys - content.keys()):
+        raise DataError(f"{file}: has no {', '.join(missing)}; fix: delete it and run the command again")
+
+
 def _require_size(file: Path, expected: int) -> None:
     found = file.stat().st_size if file.is_file() else None
     if found != expected:
         state = "is missing" if found is None else f"has {found} bytes"
-        marker = file.parent.parent / "done" / f"{file.name.split('.')[0]}.json"
-        raise DataError(f"{file}: {state}, {marker} says {expected}; fix: delete {marker} and run the command again")
+        raise DataError(_damaged(file, f"{state}, {expected} were written"))
+
+
+def _damaged(file: Path, problem: str) -> str:
+    marker = file.parent.parent / "done" / f"{file.name.split('.')[0]}.json"
+    return f"{file}: {problem}; fix: delete {marker} and run the command again"

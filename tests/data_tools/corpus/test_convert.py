@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -42,9 +43,25 @@ def test_files_that_are_there_are_not_made_again(raw: Path) -> None:
     convert(request)
     (raw / "out" / "00001.parquet").unlink()
     before = (raw / "out" / "00000.parquet").stat().st_mtime_ns
-    assert convert(request)["already_there"] == 1
+    state = json.loads((raw / "out" / "convert.json").read_text())
+    del state["done"]["1"]  # killed before the second file was done
+    (raw / "out" / "convert.json").write_text(json.dumps(state))
+    again = convert(request)
+    assert again["already_there"] == 1 and again["documents"] == 4
     assert (raw / "out" / "00000.parquet").stat().st_mtime_ns == before
     assert (raw / "out" / "00001.parquet").is_file()
+
+
+@pytest.mark.parametrize("change", [{"inputs": "0.jsonl"}, {"read": ReadOptions(text_key="url")}, {"suffix": ".jsonl"}])
+def test_the_folder_of_another_conversion_is_refused(raw: Path, change: dict[str, Any]) -> None:
+    convert(ConvertRequest((str(raw / "*.jsonl"),), str(raw / "out"), ".parquet"))
+    inputs = (str(raw / change.get("inputs", "*.jsonl")),)
+    with pytest.raises(DataError, match="output of another command"):
+        convert(
+            ConvertRequest(
+                inputs, str(raw / "out"), change.get("suffix", ".parquet"), change.get("read", ReadOptions())
+            )
+        )
 
 
 def test_a_damaged_record_stops_the_conversion_or_is_counted(raw: Path) -> None:
@@ -53,5 +70,5 @@ def test_a_damaged_record_stops_the_conversion_or_is_counted(raw: Path) -> None:
     with pytest.raises(DataError, match=r"1\.jsonl:3: .*--bad-records reject"):
         convert(ConvertRequest((str(raw / "*.jsonl"),), str(raw / "out"), ".jsonl"))
     assert not (raw / "out" / "00001.jsonl").exists()
-    counts = convert(ConvertRequest((str(raw / "*.jsonl"),), str(raw / "out"), ".jsonl", bad_records="reject"))
-    assert counts["left_out"] == {"bad_record.not_json": 1} and counts["documents"] == 2
+    counts = convert(ConvertRequest((str(raw / "*.jsonl"),), str(raw / "loose"), ".jsonl", bad_records="reject"))
+    assert counts["left_out"] == {"bad_record.not_json": 1} and counts["documents"] == 4

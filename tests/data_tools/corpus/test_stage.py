@@ -1,5 +1,6 @@
 """A stage loses nothing silently, goes on where it was killed, and ends with the same bytes however it was run."""
 
+import base64
 import functools
 import json
 import os
@@ -132,6 +133,8 @@ def test_bad_records_are_rejects_or_end_the_stage_as_asked(tmp_path: Path) -> No
     summary = run_stage(request(inputs, tmp_path / "out"))
     bad = {reason: entry["documents"] for reason, entry in summary["reasons"].items() if reason.startswith("bad_")}
     assert sum(bad.values()) == 3 and summary["records"] == 7
+    kept = [line.get("raw_base64") for line in lines_of(tmp_path / "out" / "rejects")]
+    assert base64.b64decode(kept[-1]) == b"\xff\xfe" and kept[-2] is None
     with pytest.raises(DataError, match=r"5.*--bad-records reject"):
         run_stage(request(inputs, tmp_path / "strict", bad_records="fail"))
 
@@ -154,6 +157,25 @@ def test_a_missing_shard_is_noticed_before_the_stage_counts_as_complete(tmp_path
     run_stage(request(write_inputs(tmp_path / "in"), tmp_path / "out"))
     (tmp_path / "out" / "documents" / "00001.jsonl.zst").unlink()
     with pytest.raises(DataError, match=r"00001\.jsonl\.zst: is missing.*delete .*00001\.json"):
+        finish_stage(tmp_path / "out")
+
+
+def test_a_merge_reads_the_documents_again(tmp_path: Path) -> None:
+    run_stage(request(write_inputs(tmp_path / "in"), tmp_path / "out"))
+    shard = tmp_path / "out" / "documents" / "00001.jsonl.zst"
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(DataError, match=r"00001\.jsonl\.zst: is not what its unit wrote"):
+        finish_stage(tmp_path / "out", verify=True)
+
+
+@pytest.mark.parametrize("name", ["stage.json", "done/00000.json"])
+@pytest.mark.parametrize("content", ["{}", '{"format_version": 1}', "[]", "nonsense"])
+def test_a_damaged_state_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    run_stage(request(write_inputs(tmp_path / "in"), tmp_path / "out"))
+    (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(DataError, match=name.split("/")[-1]):
         finish_stage(tmp_path / "out")
 
 
