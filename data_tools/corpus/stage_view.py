@@ -43,22 +43,21 @@ def render_summary(summary: Mapping[str, Any]) -> RenderableType:
     """Kept and dropped documents; {} stands for a stage that other tasks have to finish."""
     if not summary:
         return Text("this task is done; others are not: `cpt data merge FOLDER` when they are")
-    table = Table(title=f"{summary['verb']}: {summary['records']:,} records in {summary['inputs']:,} files",
+    table = Table(title=f"{summary['verb']}: {summary['records']:,} records, input files: {summary['inputs']:,}",
                   title_justify="left")  # fmt: skip
-    for name, justify in (("", "left"), ("documents", "right"), ("share", "right"), ("bytes", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("example")
+    table.add_column("", no_wrap=True)
+    for name in ("documents", "share", "bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
     records, size = max(summary["records"], 1), summary["bytes_kept"]
-    table.add_row("kept", f"{summary['documents']:,}", f"{summary['documents'] / records:.2%}", f"{size:,}", "")
+    table.add_row("kept", f"{summary['documents']:,}", f"{summary['documents'] / records:.2%}", f"{size:,}")
+    examples = Table.grid(padding=(0, 2))
     for reason, entry in summary["reasons"].items():
-        example = entry["examples"][0] if entry["examples"] else None
-        share = f"{entry['documents'] / records:.2%}"
-        table.add_row(reason, f"{entry['documents']:,}", share, f"{entry['bytes']:,}", _example(example))
-    return Group(table, Text(f"content hash {summary['content_hash'][:16]}"))
+        table.add_row(reason, f"{entry['documents']:,}", f"{entry['documents'] / records:.2%}", f"{entry['bytes']:,}")
+        for example in entry["examples"][:1]:
+            examples.add_row(Text(reason), _example(example))
+    return Group(table, examples, Text(f"content hash {summary['content_hash'][:16]}"))
 
 
-def _example(example: Mapping[str, str] | None) -> Text:
-    if example is None:
-        return Text("")
+def _example(example: Mapping[str, str]) -> Text:
     excerpt = visible(" ".join(example["excerpt"].split())[:_EXAMPLE])
-    return Text(f"{example['detail']} {excerpt}".strip())
+    return Text(f"{example['detail']} {excerpt}".strip(), overflow="ellipsis", no_wrap=True)

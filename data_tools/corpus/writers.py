@@ -17,7 +17,7 @@ from cpt.rundir import DataError
 from data_tools.corpus.document import Document
 from data_tools.readers.records import dump_json
 from data_tools.readers.remote import driver_errors, filesystem_of, is_url, local_name
-from data_tools.whole_file import whole_file
+from data_tools.whole_file import part_name, whole_file
 
 _ZSTD_LEVEL = 3
 _GZIP_LEVEL = 6
@@ -53,7 +53,7 @@ def open_writer(path: Path | str) -> Iterator["JsonLinesWriter | ParquetWriter"]
 def _remote_file(name: str) -> Iterator[BinaryIO]:
     filesystem, path = filesystem_of(name)
     folder, _, last = path.rpartition("/")
-    temporary = f"{folder}/.{last}.part"
+    temporary = f"{folder}/{part_name(last)}"  # a killed process leaves it; nothing here can tell that it is dead
     with driver_errors(name):
         if folder:
             filesystem.makedirs(folder, exist_ok=True)
