@@ -61,7 +61,7 @@ def constant(_: object, request: MixRequest) -> list[StageWish]:
 
 def steps(stages: Sequence[StageSection], request: MixRequest) -> list[StageWish]:
     """``data.stages``: each with its own tokens and shares."""
-    return [_stated(stage, request, stage.tokens) for stage in stages]
+    return [replace(_stated(stage, request, stage.tokens), own_tokens=True) for stage in stages]
 
 
 def linear(mix: LinearMix, request: MixRequest) -> list[StageWish]:
@@ -90,18 +90,25 @@ def temperature(mix: TemperatureMix, request: MixRequest) -> list[StageWish]:
 def upsample_end(mix: UpsampleEndMix, request: MixRequest) -> list[StageWish]:
     before = request.usual_shares()
     after = [0.0] * len(before)
+    for source, share in zip(request.sources, before, strict=True):
+        if source.name in mix.factors and not share:
+            raise DataError(
+                f"data.mix.factors names {source.name}, but {source.name} has no share to multiply; give it a weight, "
+                "or use data.stages or data.mix.name=linear, which state shares"
+            )
     for members in _scopes(mix.scope, request.sources):
         whole = sum(before[i] for i in members)
         raised = {i: before[i] * mix.factors[name] for i in members if (name := request.sources[i].name) in mix.factors}
         left, others = whole - sum(raised.values()), whole - sum(before[i] for i in raised)
         if left < -1e-9 or (others <= 1e-9 < left):
             names = ", ".join(request.sources[i].name for i in raised)
-            fix = (
-                "lower data.mix.factors" if mix.scope == "all" else "lower data.mix.factors, or set data.mix.scope=all"
-            )
+            place, way_out = ("whole batch", "") if mix.scope == "all" else ("group", ", or set data.mix.scope=all")
+            fix = f"lower data.mix.factors{way_out}"
+            if left > 0:
+                fix = f"no other source there can take the rest: leave {names} out of data.mix.factors{way_out}"
             raise DataError(
                 f"data.mix.factors gives {names} a share of {sum(raised.values()):.4g} at the end, but the "
-                f"{'whole batch' if mix.scope == 'all' else 'group'} has {whole:.4g} to share; {fix}"
+                f"{place} has {whole:.4g} to share; {fix}"
             )
         for i in members:
             after[i] = raised[i] if i in raised else before[i] * max(0.0, left) / others if others else 0.0

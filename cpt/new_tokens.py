@@ -65,7 +65,8 @@ def extend_folder(base: Path, tokenizer: Path, out: Path, *, initializer: str = 
     loaded = build_model(section, Needs(seq_len=1, vocab_size=extension.base_vocab_size, seed=0))
     config: Any = loaded.model.config
     dtype: Literal["fp32", "bf16"] = "bf16" if "bfloat16" in str(read_model_config(section).dtype) else "fp32"
-    probe = torch.arange(min(32, extension.base_vocab_size, config.get_text_config().max_position_embeddings))[None]
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 32
+    probe = torch.arange(min(32, extension.base_vocab_size, positions))[None]
     before_TV = _logits(loaded.model, probe)[:, : extension.base_vocab_size]
     loaded = extend_vocabulary(loaded, extension, initializer=INITIALIZERS[initializer])
     after_TV = _logits(loaded.model, probe)[:, : extension.base_vocab_size]

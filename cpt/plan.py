@@ -281,9 +281,10 @@ def _stage_counts(plan: Plan, wish: StageWish, stage: _StageRoom) -> tuple[int, 
         parts = fill_groups(num_rows, wish.share_general, weights, limits)
         if sum(parts) > num_rows - 0.5:
             return tuple(block_counts(parts, stage.room, num_rows, plan.block_rows))
+    fix = "the stage's tokens to that" if wish.own_tokens else "train.tokens, of which the stages are made"
     raise DataError(
         f"stage {stage.index} asks for {num_rows * plan.seq_len} tokens, but within max_epochs its sources have "
-        f"only {int(sum(parts)) * plan.seq_len} left; lower the stage's tokens to that, raise max_epochs, or add text"
+        f"only {int(sum(parts)) * plan.seq_len} left; lower {fix}, raise max_epochs, or add text"
     )
 
 

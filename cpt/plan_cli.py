@@ -277,13 +277,13 @@ def show(plan: Annotated[Path, typer.Argument(metavar="PLAN.json")], as_json: Js
 
 
 def print_facts(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:
-    """JSON for programs, a table for people."""
+    """JSON for programs, a table for people. Paths, names and texts of users look like markup: none is read in them."""
     if as_json:
         typer.echo(json.dumps(strict(facts), indent=1, allow_nan=False))
         return
     from rich.console import Console
 
-    Console().print(render(facts))
+    Console(markup=False, emoji=False).print(render(facts))
 
 
 def _check_out(out: Path, *inputs: Path) -> None:

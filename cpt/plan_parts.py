@@ -70,13 +70,15 @@ class StageWish:
     """What the user asks of a stage, before caps.
 
     ``weights`` are relative inside a source's group; a group without any is mixed in proportion to its sources' tokens.
-    ``share_domain`` may be left out (it is the rest), but if stated the two must sum to 1.
+    ``share_domain`` may be left out (it is the rest), but if stated the two must sum to 1. ``own_tokens``: the user
+    stated this stage's tokens, and not only those of the run.
     """
 
     tokens: int
     share_general: float
     weights: Mapping[str, float] = field(default_factory=dict)
     share_domain: float | None = None
+    own_tokens: bool = False
 
     def __post_init__(self) -> None:
         check_integer("tokens of a stage", self.tokens, low=1)

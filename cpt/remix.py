@@ -146,6 +146,22 @@ def preview(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return _facts(remix(run, mixture, step) if mixture else prepare(read_run_config(run, others)), done_step=step)
 
 
+def apply_preview(run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """``preview``, and then the run has that mixture.
+
+    Raises:
+        ConfigError: also for a field that is not of the mixture, which would be shown and not kept.
+    """
+    mixture, others = split_overrides(overrides)
+    if others:
+        rule, fix = "--apply changes the mixture alone", "leave it out here, and give it to cpt resume RUN_DIR"
+        parts = (text.partition("=") for text in others)
+        raise ConfigError(*(Problem(name, value, rule, fix) for name, _, value in parts))
+    facts, step = preview(run_dir, mixture), newest_step(run_dir)
+    change_mixture(run_dir, mixture, step)
+    return {**facts, "run_dir": str(run_dir), "applied_from_step": step}
+
+
 def _facts(prepared: Prepared, *, done_step: int) -> dict[str, Any]:
     config = prepared.config
     return mix_facts(

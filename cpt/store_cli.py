@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cpt.plan_cli import print_facts
+from cpt.problems import ConfigError, Problem
 
 store_app = typer.Typer()  # its verbs are `cpt data` ones, see cpt.data_cli
 
@@ -28,8 +29,10 @@ def pack(
     """Show what packing does to documents (fill, cuts, lengths) and build the best_fit index: cpt data pack
     stores/medical --seq-len 2048 --seq-len 8192 --dry-run
     """
-    from data_tools.pack_facts import pack_facts, render_packing, write_figure
+    from data_tools.pack_facts import check_figure, pack_facts, render_packing, write_figure
 
+    if figure:
+        check_figure(figure)
     facts = pack_facts(stores, seq_len or [2048], build=not dry_run, pack_dir=pack_dir)
     if figure:
         write_figure(figure, facts)
@@ -59,20 +62,20 @@ def view(
     """Choose documents without copying a token, as a quality bucket or a curriculum: cpt data view stores/medical
     --scores scores.npy --keep-best 0.1 --out views/medical_best
     """
-    from data_tools.choose_documents import Choice, make_view, parse_quantile, read_documents, render_view
+    from data_tools import choose_documents as choosing
 
-    choice = Choice(
+    choice = choosing.Choice(
         keep_best=keep_best,
-        keep_tokens=None if keep_tokens is None else int(keep_tokens),
-        quantile=parse_quantile(quantile) if quantile else None,
+        keep_tokens=None if keep_tokens is None else choosing.whole_tokens(keep_tokens),
+        quantile=choosing.parse_quantile(quantile) if quantile else None,
         max_score=max_score,
         min_length=min_length,
         max_length=max_length,
-        documents=read_documents(documents) if documents else None,
+        documents=choosing.read_documents(documents) if documents else None,
         order=order,
     )
-    facts = make_view(store, out, choice, scores=scores, heldout_scores=heldout_scores)
-    print_facts(facts, render_view, as_json=as_json)
+    facts = choosing.make_view(store, out, choice, scores=scores, heldout_scores=heldout_scores)
+    print_facts(facts, choosing.render_view, as_json=as_json)
 
 
 @store_app.command("preview-mix", rich_help_panel="Mixture")
@@ -93,11 +96,11 @@ def preview_mix(
     from cpt.planner.picture_mix import draw_mix
     from cpt.planner.picture_style import save_figure
     from cpt.planner.preview_mix import render_mix
-    from cpt.remix import change_mixture, newest_step, preview
+    from cpt.remix import apply_preview, preview
 
-    facts = preview(run, overrides or [])
-    if apply:
-        change_mixture(run, overrides or [], newest_step(run))
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(Problem("--out", str(out), "lies in a folder that is not there", "make the folder first"))
+    facts = (apply_preview if apply else preview)(run, overrides or [])
     if out is not None:
         save_figure(draw_mix(facts), out.absolute().with_suffix(""))
     print_facts(facts, render_mix, as_json=as_json)

@@ -4,12 +4,14 @@ Owns the rules and the file of scores (``scores.npy``, float32, one per document
 beside it). Filters (length, list, highest score) come first, then at most one rule by rank. Documents without a score
 (NaN) are left out as soon as scores are used. Ties are settled by document number. Example, scores 3 1 2 nan 1:
 
-    keep_best 0.5 -> 1 4      quantile 0.5:1 -> 0 2      order ascending -> 1 4 2 0      max_score 2 -> 1 2 4
+    keep_best 0.5 -> 1 4      quantile 0.5:1 -> 0 2      max_score 2 -> 1 2 4
+    order ascending -> 1 4 2 0      order descending -> 0 2 1 4
 
 Refuses: scores of another store, rules by score without scores, two rules by rank, and a choice of nothing.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +80,10 @@ def choose(lengths: NDArray[np.int64], scores: Scores | None, choice: Choice) ->
     ranked = ranked[_ranks(lengths[ranked], choice)]
     if choice.order == "none":
         return np.sort(ranked)
-    return ranked if choice.order == "ascending" else ranked[::-1]
+    if choice.order == "ascending":
+        return ranked
+    kept = np.sort(ranked)  # not the ranking reversed: that would turn ties round
+    return kept[np.argsort(-scores[kept], kind="stable")]
 
 
 def _passing(lengths: NDArray[np.int64], scores: Scores | None, choice: Choice) -> NDArray[np.bool_]:
@@ -107,7 +112,7 @@ def _ranks(lengths: NDArray[np.int64], choice: Choice) -> slice:
     """The ranks to keep; adjacent quantiles share no document and leave none out."""
     number = len(lengths)
     if choice.keep_best is not None:
-        return slice(0, int(np.ceil(choice.keep_best * number)))
+        return slice(0, math.ceil(choice.keep_best * number * (1 - 1e-12)))  # 0.07 of 100 is 7.000000000000001
     if choice.keep_tokens is not None:
         return slice(0, int(np.searchsorted(np.cumsum(lengths), choice.keep_tokens, side="right")))
     if choice.quantile is not None:
@@ -165,6 +170,13 @@ def parse_quantile(text: str) -> tuple[float, float]:
     except ValueError:
         raise DataError(f"quantile is {text!r:.80}; it must be LO:HI, e.g. 0.1:0.5") from None
     return low, high
+
+
+def whole_tokens(asked: float) -> int:
+    """``5e9`` from the command line as a number of tokens."""
+    if not math.isfinite(asked):
+        raise DataError(f"keep_tokens is {asked}; it must be a number of tokens, e.g. 5e9")
+    return int(asked)
 
 
 def make_view(

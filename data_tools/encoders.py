@@ -90,6 +90,16 @@ def load_decoder(path: Path) -> Decode:
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
+def load_counter(path: Path) -> Callable[[str], int]:
+    """How many tokens a text has, BOS and EOS aside; needs no EOS. Raises DataError as ``load_encoder``."""
+    file = _find_tokenizer_file(path)
+    if file.suffix == ".model":
+        processor = _open_sentencepiece(file)
+        return lambda text: len(processor.encode(text))
+    tokenizer = _open_tokenizers(file)
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
 def tokenizer_fingerprint(path: Path) -> str:
     """sha256 hex of the tokenizer's content: key order, white space and truncation or padding settings do not count."""
     file = _find_tokenizer_file(path)

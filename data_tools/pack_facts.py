@@ -64,9 +64,10 @@ def _store_facts(path: Path, seq_lens: Sequence[int], *, build: bool, pack_dir: 
 
 
 def _build(store: Split, seq_len: int, pack_dir: Path | None) -> dict[str, Any]:
-    columns = (TextColumn("packing {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("packing {task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     started = time.perf_counter()
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(f"{store.manifest.source} into rows of {seq_len}", total=store.num_documents)
         index = ensure_index(
             store, seq_len, pack_dir, verify=True, progress=lambda done, _: bar.update(task, completed=done)
@@ -110,16 +111,22 @@ def _percentile(counts: NDArray[np.int64], percent: int, number: int) -> int:
     return int(np.searchsorted(np.cumsum(counts), -(-percent * number // 100)))
 
 
-def write_figure(file: Path, facts: Mapping[str, Any]) -> None:
-    """Documents by length for each store, the row lengths, and what each rule cuts at them, as SVG.
+def check_figure(file: Path) -> None:
+    """Before the work: can ``write_figure`` write there?
 
     Raises:
-        DataError: a suffix other than .svg.
+        DataError: a suffix other than .svg, a folder that is not there.
     """
-    from cpt.report.drawing import FONT, blank, ink, run_colour, standalone, to_chart
-
     if file.suffix != ".svg":
         raise DataError(f"{file}: the picture is an .svg; name it {file.with_suffix('.svg').name}")
+    if not file.absolute().parent.is_dir():
+        raise DataError(f"{file}: its folder is not there; make it first")
+
+
+def write_figure(file: Path, facts: Mapping[str, Any]) -> None:
+    """Documents by length for each store, the row lengths, and what each rule cuts at them, as SVG."""
+    from cpt.report.drawing import FONT, blank, ink, run_colour, standalone, to_chart
+
     stores = facts["stores"]
     figure, axes = blank("tokens per document", "share of documents", height=300 + 16 * len(stores))
     axes.set_xscale("log", base=2)

@@ -13,6 +13,7 @@ refused by both.
 import difflib
 import glob
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -44,11 +45,13 @@ def resolve_inputs(patterns: Sequence[str]) -> list[Input]:
     inputs = [_describe(file) for name in names for file in _stage_files(name)]
     if not inputs:
         raise DataError("no input given; fix: name files, e.g. --input 'corpus/*.jsonl.zst'")
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for entry in inputs:
-        if entry.name in seen:
-            raise DataError(f"{entry.name}: given twice, its documents would count double; fix: name it once")
-        seen.add(entry.name)
+        file = entry.name if is_url(entry.name) or entry.kind == HUB_PREFIX else str(Path(entry.name).resolve())
+        if file in seen:
+            other = "" if seen[file] == entry.name else f", once as {seen[file]}"
+            raise DataError(f"{entry.name}: given twice{other}, its documents would count double; fix: name it once")
+        seen[file] = entry.name
     return inputs
 
 
@@ -117,6 +120,8 @@ def _describe_folder(path: Path, name: str) -> Input:
         hint = f"name one, e.g. {path / splits[0]}" if splits else "save it again"
         raise DataError(f"{name}: a saved dataset with the splits {splits}; fix: {hint}")
     if not (path / "state.json").is_file():
+        if (path.parent / STAGE_NAME).is_file():
+            raise DataError(f"{name}: a folder inside of a stage's; fix: name the stage's own, {path.parent}")
         raise DataError(f"{name}: a folder but no saved Hugging Face dataset; fix: name its files, e.g. {name}/*.jsonl")
     return Input(str(path), "folder", sum(file.stat().st_size for file in path.glob("*.arrow")))
 
@@ -144,8 +149,9 @@ def read_documents(source: Input, options: ReadOptions, *, start: int = 0) -> It
         DataError: the file itself is truncated or damaged.
     """
     key = options.text_key
+    name = os.fsencode(source.name).decode("utf-8", "backslashreplace")  # names of files may be any bytes, origins not
     for number, record in enumerate(READERS[source.kind](source, options, start, "all"), start + 1):
-        origin = f"{source.name}:{number}"
+        origin = f"{name}:{number}"
         if isinstance(record, Damage):
             yield BadRecord(record.raw, record.reason, record.detail, origin)
         else:

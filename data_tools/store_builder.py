@@ -21,7 +21,9 @@ from typing import BinaryIO, Self
 
 import orjson
 
-from cpt.data.token_store import MANIFEST_NAME, SplitWriter, StoreLabel, TokenStore
+from cpt.data.manifest import VIEW_NAME
+from cpt.data.store_selection import open_split
+from cpt.data.token_store import MANIFEST_NAME, SplitWriter, StoreLabel
 from cpt.rundir import DataError
 from data_tools.corpus.document import BadRecord
 from data_tools.encoders import Encoder, load_encoder
@@ -122,15 +124,16 @@ def merge_store(out: Path) -> StoreResult:
 
 
 def verify_store(path: Path) -> dict[str, SplitResult]:
-    """Read a store or one split of it completely and compare every hash.
+    """Read a store or a view, or one split of it, completely and compare every hash.
 
     Raises:
         DataError: names the damaged file.
     """
-    folders = [path] if (path / MANIFEST_NAME).is_file() else [path / split for split in SPLITS]
+    is_split = any((path / name).is_file() for name in (MANIFEST_NAME, VIEW_NAME))
+    folders = [path] if is_split else [path / split for split in SPLITS]
     found = {}
     for folder in folders:
-        store = TokenStore.open(folder)
+        store = open_split(folder)
         store.verify()
         manifest = store.manifest
         found[manifest.split] = SplitResult(

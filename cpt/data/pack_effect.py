@@ -68,7 +68,7 @@ def render_effects(effects: Sequence[Mapping[str, Any]]) -> RenderableType:
             facts["tokens_in_cut_share"],
         )
         table.add_row(
-            facts["source"],
+            Text(facts["source"]),  # a name may look like markup
             facts["packing"],
             f"{facts['seq_len']:,}",
             f"{facts['rows']:,}",

@@ -6,7 +6,7 @@ touched, so the old tokens' logits stay what they were for a text without new to
 than the base tokenizer has tokens, and rows that come out zero or not finite.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,17 +22,20 @@ ODD_NORM = 10.0  # a row this many times shorter or longer than the median one w
 _SHOWN = 8
 
 
-def mean_of_subtokens(rows_VD: Tensor, subtokens: tuple[int, ...]) -> Tensor:
+Subtokens = Sequence[tuple[int, ...]]  # of each new token
+
+
+def mean_of_subtokens(rows_VD: Tensor, subtokens: Subtokens) -> Tensor:
     """The mean of what stood in the new token's place: the model starts from what it knows (arXiv 2407.05841)."""
-    return rows_VD[list(subtokens)].mean(0)
+    return torch.stack([rows_VD[list(parts)].mean(0) for parts in subtokens])
 
 
-def mean_of_all(rows_VD: Tensor, subtokens: tuple[int, ...]) -> Tensor:
+def mean_of_all(rows_VD: Tensor, subtokens: Subtokens) -> Tensor:
     """The mean of all old rows: bounds what a new token takes from the others' probability, knows nothing of it."""
-    return rows_VD.mean(0)
+    return rows_VD.mean(0).expand(len(subtokens), *rows_VD.shape[1:])
 
 
-RowInitializer = Callable[[Tensor, tuple[int, ...]], Tensor]
+RowInitializer = Callable[[Tensor, Subtokens], Tensor]  # all new rows of a table at once
 INITIALIZERS: dict[str, RowInitializer] = {"mean_of_subtokens": mean_of_subtokens, "mean_of_all": mean_of_all}
 
 
@@ -80,8 +83,8 @@ def extend_vocabulary(
         for name, rows in _row_tensors(model):
             base = rows[: extension.base_vocab_size].float()
             rows[num_old:] = base.mean(0).to(rows.dtype)
-            for i, subtokens in enumerate(extension.subtokens):
-                rows[extension.base_vocab_size + i] = initializer(base, subtokens).to(rows.dtype)
+            made = initializer(base, extension.subtokens)
+            rows[extension.base_vocab_size : extension.vocab_size] = made.to(rows.dtype)
             _check_new(rows, extension, name)
     total = sum(parameter.numel() for parameter in model.parameters())
     report = replace(loaded.report, parameters=total)

@@ -138,13 +138,15 @@ def render_mix(facts: Facts) -> RenderableType:
         first, last = source["shares"][0], source["shares"][-1]
         planned, epochs = amount(source["tokens_planned"]), f"{source['epochs']:.2f}"
         bars = _bars(source["shares"], widths, highest)
-        row = (source["name"], source["group"], bars, percent(first), percent(last), planned, epochs)
+        name = Text(source["name"])  # it may look like markup
+        row = (name, source["group"], bars, percent(first), percent(last), planned, epochs)
         table.add_row(*row, f"{source['max_epochs']:g}", reads_in_words(source))
     general, domain = percent(facts["share_general"]), percent(facts["share_domain"])
     stages = "1 stage" if facts["num_stages"] == 1 else f"{facts['num_stages']} stages"
     title = f"plan {facts['fingerprint']}: {facts['steps']:,} steps, {facts['tokens']:,} tokens in {stages}"
-    notes = [f"over the run: general {general}, domain {domain}; a full bar is {percent(highest)}", *_progress(facts)]
+    notes = [f"over the run: general {general}, domain {domain}; a full bar is {percent(highest)}"]
     notes += [f"warning: {text}" for text in facts["warnings"]]
+    notes += _progress(facts)
     return Group(Text(title, style="bold"), table, *(Text(note) for note in notes))
 
 
@@ -153,7 +155,11 @@ def _progress(facts: Facts) -> list[str]:
     shown = ", ".join(f"step {change['step']:,}" for change in changes[-NAMED_CHANGES:])
     notes = [f"mixture changed after {shown}"] if changes else []
     done = facts["done_tokens"]
-    return [*notes, f"done and saved: {done:,} tokens ({percent(done / facts['tokens'])})"] if done else notes
+    if done:
+        notes.append(f"done and saved: {done:,} tokens ({percent(done / facts['tokens'])})")
+    if "applied_from_step" in facts:
+        notes.append(f"applied from step {facts['applied_from_step']:,} on; go on with: cpt resume {facts['run_dir']}")
+    return notes
 
 
 def _bars(shares: Sequence[float], widths: Sequence[int], highest: float) -> str:

@@ -133,7 +133,13 @@ class NgramModel:
         return np.where(order.keys[place] == wanted, place, -1)
 
     def save(self, path: Path) -> None:
-        """Write ``path`` whole or not at all; equal models give equal bytes."""
+        """Write ``path`` whole or not at all; equal models give equal bytes.
+
+        Raises:
+            DataError: a folder where a file name belongs.
+        """
+        if path.name in ("", "..") or path.is_dir():
+            raise DataError(f"{path}: a folder, not a file name; fix: end it with a name, e.g. {path / 'model.npz'}")
         arrays: dict[str, NDArray[Any]] = {
             "facts": _bytes(json.dumps({"format_version": FORMAT_VERSION, **self.facts}, sort_keys=True)),
             "words": _bytes("\n".join(self.words)),

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpt.data.store_selection import Split, open_split
+from cpt.data.store_selection import open_split
 from cpt.rundir import DataError, write_atomic
 from data_tools.clean.ngram import NgramModel
 from data_tools.corpus.units import advance, run_units
-from data_tools.encoders import Decode, load_decoder, tokenizer_fingerprint
 from data_tools.folder_lock import hold_folder
+from data_tools.store_texts import matching_decoder, text_ids
 from data_tools.whole_file import sha256_of
 
 _PART = 5_000  # documents
@@ -55,7 +55,7 @@ def score_store(request: ScoreRequest, *, progress: Callable[[int, int], None] |
     if request.out.suffix != ".npy":
         raise DataError(f"--out is {request.out}; fix: a name that ends in .npy, scores.json is written beside it")
     store = open_split(request.store)
-    _require_its_tokenizer(store, request.tokenizer)
+    matching_decoder(store, request.tokenizer)
     _opened.cache_clear()  # the model's file may have changed since this process last scored
     documents = store.num_documents
     about = {
@@ -86,15 +86,6 @@ def score_store(request: ScoreRequest, *, progress: Callable[[int, int], None] |
     return about | _facts(everything) | {"out": str(request.out), "seconds": time.perf_counter() - start}
 
 
-def _require_its_tokenizer(store: Split, tokenizer: Path) -> None:
-    made_with, given = store.manifest.tokenizer, tokenizer_fingerprint(tokenizer)
-    if given != made_with.fingerprint:
-        raise DataError(
-            f"{tokenizer}: fingerprint {given[:16]}, but {store.path} was made with {made_with.name} "
-            f"({made_with.fingerprint[:16]}); fix: --tokenizer with that one"
-        )
-
-
 def _settle(parts: Path, identity: dict[str, Any]) -> None:
     """Parts of another store or model are not this run's: they go."""
     file = parts / "identity.json"
@@ -111,13 +102,11 @@ class _Scorer:
     def __init__(self, request: ScoreRequest) -> None:
         self.store = open_split(request.store)
         self.model = NgramModel.load(request.model)
-        self.decode: Decode = load_decoder(request.tokenizer)
+        self.decode = matching_decoder(self.store, request.tokenizer)
 
     def score(self, tokens: NDArray[Any]) -> float:
-        ends = (self.store.manifest.bos_id, self.store.manifest.eos_id)
-        first = 1 if len(tokens) and tokens[0] == ends[0] else 0
-        last = len(tokens) - 1 if len(tokens) > first and tokens[-1] == ends[1] else len(tokens)
-        return _finite(self.model.perplexity(self.decode(tokens[first:last].tolist())))
+        text = self.decode(text_ids(tokens, self.store.manifest).tolist())
+        return _finite(self.model.perplexity(text))
 
 
 def _finite(perplexity: float) -> float:

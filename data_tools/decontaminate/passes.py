@@ -20,20 +20,22 @@ from numpy.typing import NDArray
 
 from cpt.rundir import DataError, write_atomic
 from data_tools.corpus.document import Document, Reject, Step
-from data_tools.corpus.stage import StageRequest, run_stage
+from data_tools.corpus.stage import StageRequest, read_stage, run_stage
 from data_tools.corpus.units import read_markers, run_units
 from data_tools.decontaminate.cut import cut
 from data_tools.decontaminate.gram_index import GramIndex
 from data_tools.decontaminate.overlaps import common_grams, write_report
 from data_tools.decontaminate.protected_texts import Protected
 from data_tools.decontaminate.scan import MOST_HITS, Scan, read_overlaps
-from data_tools.folder_lock import hold_folder, task_folder
-from data_tools.sources import ReadOptions, resolve_inputs
+from data_tools.folder_lock import differences, hold_folder, task_folder
+from data_tools.sources import STAGE_NAME, ReadOptions, resolve_inputs
 
 Action = Literal["drop", "cut"]
 Progress = Callable[[str, int, int], None]
+VERB = "decontaminate"
 REQUEST_NAME = "request.json"
 _SHOWN = 200  # characters of an overlap
+_OTHERS = ("scan", "logs")  # one that was killed as it began; of a scheduler's tasks
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,7 @@ def decontaminate(request: DecontaminateRequest, progress: Progress | None = Non
     total = sum(entry.size_bytes for entry in inputs)
     show: Progress = progress or (lambda what, done, total: None)
     scan_folder = request.out / "scan"
-    (scan_folder / "overlaps").mkdir(parents=True, exist_ok=True)
-    _require_scan_of_all(request, len(inputs))
-    identity = _settle(request, [[entry.name, entry.size_bytes] for entry in inputs])
-    if not (request.out / "index").is_dir():
-        request.protected.build_index().save(request.out / "index")
+    identity = _settle(request, [[entry.name, entry.size_bytes] for entry in inputs], len(inputs))
     with hold_folder(task_folder(scan_folder, request.task)):
         scan = Scan(request.out, inputs, request.read)
         run_units(scan_folder, len(inputs), scan, workers=request.workers, task=request.task,
@@ -78,7 +76,7 @@ def decontaminate(request: DecontaminateRequest, progress: Progress | None = Non
         return {"report": report, "summary": {}}
     summary = run_stage(
         StageRequest(
-            verb="decontaminate",
+            verb=VERB,
             inputs=request.inputs,
             out=request.out,
             identity=identity,
@@ -92,22 +90,53 @@ def decontaminate(request: DecontaminateRequest, progress: Progress | None = Non
     return {"report": report, "summary": summary}
 
 
-def _settle(request: DecontaminateRequest, files: list[list[Any]]) -> dict[str, Any]:
-    """Make the folder this request's scan, or find that it is; what decides the second pass as well."""
+def _settle(request: DecontaminateRequest, files: list[list[Any]], num_units: int) -> dict[str, Any]:
+    """Make the folder this request's, with the index in it, or find that it is; gives what decides the second pass.
+
+    What is refused is refused before a byte is written: nothing is left in another command's folder, nor of a mistake.
+    """
     index = request.protected.identity()
+    fingerprint = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+    identity = {"index": fingerprint, "action": request.action, "max_documents": request.max_documents}
     asked = json.loads(json.dumps({"inputs": files, "read": asdict(request.read), "index": index}))
     file = request.out / "scan" / REQUEST_NAME
-    if not file.is_file():
+    there = sorted(entry.name for entry in request.out.iterdir()) if request.out.is_dir() else []
+    known = file.is_file()  # looked at after the folder: another task may just have begun
+    if known:
+        _require_scan_of(asked, file, request.out)
+    if (request.out / STAGE_NAME).is_file():
+        _require_stage_of(request, asked, identity)
+    elif not known and (foreign := [name for name in there if name not in _OTHERS and not name.startswith(".")]):
+        raise DataError(f"{request.out}: holds {foreign[:5]} but no scan; fix: --out with a new folder")
+    _require_scan_of_all(request, num_units)
+    made = None if (request.out / "index").is_dir() else request.protected.build_index()
+    (request.out / "scan" / "overlaps").mkdir(parents=True, exist_ok=True)
+    if not known:
         write_atomic(file, json.dumps(asked, indent=1) + "\n")
+        _require_scan_of(asked, file, request.out)  # another command may have begun as well
+    if made is not None:
+        made.save(request.out / "index")
+    return identity
+
+
+def _require_scan_of(asked: dict[str, Any], file: Path, out: Path) -> None:
     found = json.loads(file.read_text(encoding="utf-8"))
     changed = [key for key in asked if found.get(key) != asked[key]]
     if changed:
         raise DataError(
-            f"{request.out}: holds the scan of another command (other {', '.join(changed)}: see {file}); fix: --out "
+            f"{out}: holds the scan of another command (other {', '.join(changed)}: see {file}); fix: --out "
             "with a new folder, or delete this one"
         )
-    fingerprint = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-    return {"index": fingerprint, "action": request.action, "max_documents": request.max_documents}
+
+
+def _require_stage_of(request: DecontaminateRequest, asked: dict[str, Any], identity: dict[str, Any]) -> None:
+    """A stage that is there must be this one: the report of another's scan would lie beside its documents."""
+    expected = {"verb": VERB, "inputs": asked["inputs"], "read": asked["read"], "identity": identity}
+    if changes := differences(read_stage(request.out), expected):
+        raise DataError(
+            f"{request.out}: holds the output of another command ({changes}); fix: --out with a new folder, or delete "
+            "this one"
+        )
 
 
 def _require_scan_of_all(request: DecontaminateRequest, num_units: int) -> None:

@@ -1,9 +1,9 @@
 """Texts that must not be trained on: items of benchmarks, documents of held-out splits; the index over all of them.
 
 A benchmark item is one record of whatever shape: every string in it counts as a text of its own (question, passage,
-each choice), or those under ``fields``. Its key is ``set|file|line``, lines counted from 0. A held-out split is a token
-store, decoded with its tokenizer, or raw documents. Corpora share idiom and boiler-plate, so that an overlap with a
-held-out document is told by a longer n-gram, and a shorter document counts from ``ngram`` words on.
+each choice), or those under ``fields``. Its key is ``set|file|line``, lines counted from 0. Held out is a split of a
+token store or a view, decoded with its tokenizer, or raw documents. Corpora share idiom and boiler-plate, so that an
+overlap with a held-out document is told by a longer n-gram, and a shorter document counts from ``ngram`` words on.
 Refused: a benchmark file that cannot be read to its end, fields that no item has, another tokenizer than the store's.
 """
 
@@ -16,14 +16,15 @@ from typing import Any
 
 import orjson
 
-from cpt.data.token_store import MANIFEST_NAME, TokenStore
+from cpt.data.store_selection import Split, open_split
 from cpt.rundir import DataError
 from data_tools.corpus.document import BadRecord
 from data_tools.decontaminate.gram_index import GramIndex, GramRule, IndexBuilder
-from data_tools.encoders import load_decoder, tokenizer_fingerprint
-from data_tools.readers.streams import file_chunks, split_lines
+from data_tools.readers.remote import is_url
+from data_tools.readers.streams import file_chunks, open_input, split_lines
 from data_tools.readers.tables import table_errors
 from data_tools.sources import Input, ReadOptions, read_documents, resolve_inputs
+from data_tools.store_texts import is_split, split_texts
 
 HELDOUT_NGRAMS = 8_000_000  # of one held-out split, 24 bytes each; of a larger split a sample, chosen by hash
 _NAMED = re.compile(r"([\w.:-]+)=(.+)", re.DOTALL)
@@ -95,8 +96,8 @@ class Protected:
 
     def _heldout_contents(self) -> Iterator[tuple[str, str, Any]]:
         for name, path in self._heldout_paths():
-            if _is_store(path):
-                yield name, path, TokenStore.open(Path(path)).manifest.content_hash
+            if is_split(Path(path)):
+                yield name, path, open_split(Path(path)).manifest.content_hash
             else:
                 yield name, path, [entry.size_bytes for entry in resolve_inputs([path])]
 
@@ -115,8 +116,8 @@ class Protected:
     def _add_heldout(self, builder: IndexBuilder, name: str, path: str) -> None:
         n, ratio = self.heldout_ngram, 24 / 13
         lengths = (self.ngram, n), (round(self.ngram * ratio), round(n * ratio))
-        if _is_store(path):
-            store = TokenStore.open(Path(path))
+        if is_split(Path(path)):
+            store = open_split(Path(path))
             every = _every(store.manifest.utf8_bytes)
             for number, text in enumerate(self._store_texts(store)):
                 builder.add(name, f"{name}|store|{number}", [text], GramRule(*lengths, every))
@@ -129,18 +130,10 @@ class Protected:
                 if not isinstance(document, BadRecord):
                     builder.add(name, f"{name}|{stem}|{number}", [document.text], GramRule(*lengths, every))
 
-    def _store_texts(self, store: TokenStore) -> Iterator[str]:
+    def _store_texts(self, store: Split) -> Iterator[str]:
         if self.tokenizer is None:
             raise DataError(f"{store.path}: holds tokens, not text; fix: --tokenizer with the one it was made with")
-        made_with, given = store.manifest.tokenizer, tokenizer_fingerprint(self.tokenizer)
-        if given != made_with.fingerprint:
-            raise DataError(
-                f"{self.tokenizer}: fingerprint {given[:16]}, but {store.path} was made with {made_with.name} "
-                f"({made_with.fingerprint[:16]}); fix: name that tokenizer"
-            )
-        decode, eos = load_decoder(self.tokenizer), store.manifest.eos_id
-        for tokens in store.documents():
-            yield decode(tokens[tokens != eos].tolist())
+        return split_texts(store, self.tokenizer)
 
 
 def read_records(source: Input) -> Iterator[tuple[int, Any]]:
@@ -166,7 +159,11 @@ def read_records(source: Input) -> Iterator[tuple[int, Any]]:
 def _parquet_rows(source: Input) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    with table_errors(source, "parquet"), pq.ParquetFile(source.name) as file:
+    with (
+        open_input(source) as stored,
+        table_errors(source, "parquet"),
+        pq.ParquetFile(stored if is_url(source.name) else source.name) as file,
+    ):
         for batch in file.iter_batches(_ROWS):
             yield from batch.to_pylist()
 
@@ -189,10 +186,6 @@ def _split_name(given: str) -> tuple[str, str]:
 
 def _stem(source: Input) -> str:
     return Path(source.name).name.removesuffix(source.kind)
-
-
-def _is_store(path: str) -> bool:
-    return (Path(path) / MANIFEST_NAME).is_file()
 
 
 def _every(text_bytes: int) -> int:

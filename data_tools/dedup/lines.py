@@ -23,6 +23,9 @@ from data_tools.sources import ReadOptions
 PART_LINES = 1 << 25
 _BUFFER = 1 << 20
 _MOST_FREQUENT = 20
+_ADVANCE_EVERY = 256  # documents
+
+_NONE: Hashes = np.empty(0, np.uint64)
 
 
 def hash_lines(lines: list[str], min_chars: int) -> Hashes:
@@ -59,13 +62,14 @@ class CountLinesPass:
         num_held = written = done = 0
         with write_whole(line_file(self.folder, number)) as file:
             for place, (_, document) in enumerate(read_unit(unit, self.read)):
-                if place not in leaving:
-                    hashes = hash_lines(document.text.split("\n"), self.rule.min_chars)
+                hashes = _NONE if place in leaving else hash_lines(document.text.split("\n"), self.rule.min_chars)
+                if hashes.any():  # a document of short lines must not cost memory
                     held.append(hashes[hashes != 0])
                     num_held += len(held[-1])
                 if num_held >= _BUFFER:
                     written += _write_counts(file, held)
                     held, num_held = [], 0
+                if place % _ADVANCE_EVERY == 0:
                     advance(unit.input.done_bytes - done)
                     done = unit.input.done_bytes
             written += _write_counts(file, held)

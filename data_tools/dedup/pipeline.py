@@ -168,17 +168,25 @@ class _Run:
         self.line_sums = summed
 
     def filter(self) -> None:
-        """Each source to its stage folder."""
-        self.stages: dict[str, dict[str, Any]] = {}
+        """Each source to its stage folder; first this task's part of all, then it waits for the others' parts."""
+        stages = self._stages()
+        self.stages = {name: self._run_stage(name, stage) for name, stage in stages.items()}
+        for name, stage in stages.items():
+            while not self.stages[name]:
+                self._wait()
+                self.stages[name] = self._run_stage(name, stage)
+
+    def _stages(self) -> dict[str, StageRequest]:
         rule = self.request.lines
         lines = RepeatedLines(self.work / "repeated", self.line_parts, rule.min_chars) if rule else None
         names = tuple(source.name for source in self.request.sources)
         fingerprint = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
+        stages = {}
         for number, source in enumerate(self.request.sources):
             if source.reference:
                 continue
             first = next(place for place, unit in enumerate(self.units) if unit.source == number)
-            stage = StageRequest(
+            stages[source.name] = StageRequest(
                 verb="dedup",
                 inputs=source.patterns,
                 out=self.request.out / source.name,
@@ -188,14 +196,10 @@ class _Run:
                 workers=self.request.workers,
                 task=self.request.task,
             )
-            self.stages[source.name] = self._stage(source.name, stage)
+        return stages
 
-    def _stage(self, name: str, stage: StageRequest) -> dict[str, Any]:
-        while True:
-            summary = run_stage(stage, progress=lambda done, total: self._progress(f"filter {name}", done, total))
-            if summary:
-                return summary
-            self._wait()
+    def _run_stage(self, name: str, stage: StageRequest) -> dict[str, Any]:
+        return run_stage(stage, progress=lambda done, total: self._progress(f"filter {name}", done, total))
 
     def finish(self) -> dict[str, Any]:
         """``report.json`` of all sources; the files between the passes go."""

@@ -112,7 +112,7 @@ def parse_sources(sources: Sequence[str], against: Sequence[str]) -> tuple[Sourc
         name, equals, pattern = text.partition("=")
         if not equals or not pattern or not _NAME.fullmatch(name):
             raise DataError(f"--source {text!r}: must be NAME=FILES, e.g. --source general='web/*.jsonl.zst'")
-        if name in (WORK_NAME, REFERENCE_NAME):
+        if name in (WORK_NAME, REFERENCE_NAME, REQUEST_NAME, REPORT_NAME):
             raise DataError(f"--source {text!r}: the name {name!r} is taken by the tool; fix: another name")
         patterns.setdefault(name, []).append(pattern)
     references = (Source(REFERENCE_NAME, tuple(against), True),) if against else ()

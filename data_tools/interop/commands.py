@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -24,7 +25,7 @@ def import_with_progress(request: MegatronRequest) -> dict[str, Any]:
 
 def _with_bar(title: str, work: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:
     with Bar(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(escape(title), total=None)
         return work(lambda done, total: bar.update(task, completed=done, total=total or None))
 
 
@@ -34,7 +35,7 @@ def render_export(facts: Mapping[str, Any]) -> str:
 
 
 def render_import(facts: Mapping[str, Any]) -> Group:
-    table = Table(title=facts["out"], title_justify="left")
+    table = Table(title=Text(facts["out"]), title_justify="left")
     for name in ("split", "documents", "tokens", "UTF-8 bytes"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in facts["splits"].items():

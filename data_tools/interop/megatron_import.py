@@ -24,6 +24,7 @@ from data_tools.encoders import Encoder, load_encoder
 from data_tools.folder_lock import hold_folder
 from data_tools.interop.byte_counts import byte_counter
 from data_tools.interop.megatron_index import MegatronIndex, open_index
+from data_tools.tokenizing.build_file import load_state
 from data_tools.tokenizing.jobs import is_heldout
 
 SPLITS = ("train", "heldout")
@@ -116,16 +117,13 @@ def _open_state(folder: Path, identity: dict[str, Any]) -> _State:
         state = _State(identity)
         state.save(folder)
         return state
-    raw = json.loads(file.read_text(encoding="utf-8"))
-    version = raw.pop("format_version", None)
-    if version != IMPORT_VERSION:
-        raise DataError(f"{file}: format_version is {version!r}, this program writes {IMPORT_VERSION}")
-    changed = sorted(key for key in identity if raw["request"].get(key) != identity[key])
+    state = _State(**load_state(file, IMPORT_VERSION, _State))
+    changed = sorted(key for key in identity if state.request.get(key) != identity[key])
     if changed:
         raise DataError(
             f"{folder}: holds an import with another {', '.join(changed)}; fix: --out with a new folder, or delete it"
         )
-    return _State(**raw | {"splits": {name: SplitState.from_dict(split) for name, split in raw["splits"].items()}})
+    return state
 
 
 class _Import:

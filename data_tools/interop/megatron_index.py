@@ -59,8 +59,15 @@ class MegatronIndex:
 
 
 def with_suffix(prefix: Path, suffix: str) -> Path:
-    """``corpus.v1`` + ``.bin``: a prefix may have dots, and may be given with either suffix."""
-    return prefix.with_name(f"{prefix.name.removesuffix('.bin').removesuffix('.idx')}{suffix}")
+    """``corpus.v1`` + ``.bin``: a prefix may have dots, and may be given with either suffix.
+
+    Raises:
+        DataError: a folder where a prefix belongs.
+    """
+    name = prefix.name.removesuffix(".bin").removesuffix(".idx")
+    if name in ("", ".."):
+        raise DataError(f"{prefix}: no prefix of file names; fix: end it with a name, e.g. {prefix / 'corpus'}")
+    return prefix.with_name(f"{name}{suffix}")
 
 
 def open_index(prefix: Path) -> MegatronIndex:

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from cpt.rundir import DataError
-from data_tools.look.raw_facts import raw_facts
+from data_tools.look.raw_facts import is_remote, raw_facts
 from data_tools.look.store_facts import Look, find_splits, store_facts
+from data_tools.readers.remote import local_name
 
 Facts = dict[str, Any]
 
 
 def inspect_sources(paths: Sequence[Path | str], look: Look) -> dict[str, list[Facts]]:
-    """``{"sources": [...]}``, JSON-able: for each split of a store, each folder or pattern of raw files, each stage.
+    """``{"sources": [...]}``, JSON-able: for each split of a store or a view, each stage, each folder, pattern
+    or URL of raw files.
 
     Raises:
         DataError: nothing there, something damaged, or a tokenizer that is not a store's.
@@ -21,8 +23,9 @@ def inspect_sources(paths: Sequence[Path | str], look: Look) -> dict[str, list[F
         raise DataError(f"--seq-len is {look.seq_len}, --sample-documents {look.sample}; at least 2 and 0 are needed")
     sources: list[Facts] = []
     for given in paths:
-        splits = find_splits(Path(given))
-        sources += [store_facts(split, look) for split in splits] or [raw_facts(Path(given), look)]
+        name = local_name(str(given))
+        splits = [] if is_remote(name) else find_splits(Path(name))
+        sources += [store_facts(split, look) for split in splits] or [raw_facts(name, look)]
     return {"sources": sources}
 
 
@@ -74,8 +77,17 @@ def _store(text_of: Callable[[Facts], str]) -> Callable[[Facts], str]:
 
 def _files(source: Facts) -> str:
     if source["kind"] == "store":
-        return counted(source["num_shards"], "shard")
+        return "" if "view" in source else counted(source["num_shards"], "shard")
+    if not source["stored_bytes"]:  # of the hub, sizes are not known
+        return counted(source["num_files"], "file")
     return f"{counted(source['num_files'], 'file')}, {source['stored_bytes'] / 1e6:,.1f} MB stored"
+
+
+def _view(source: Facts) -> str:
+    if "view" not in source:
+        return ""
+    view = source["view"]
+    return f"{view['store']} ({view['of_documents']:,} documents), order {view['order']}"
 
 
 def _vocabulary(source: Facts) -> str:
@@ -107,6 +119,7 @@ def _duplicates(source: Facts) -> str:
 
 _FACTS: tuple[tuple[str, Callable[[Facts], str]], ...] = (
     ("source / domain", _store(lambda source: f"{source['source']} / {source['domain']}")),
+    ("view of", _view),
     ("stage", _stage),
     ("dropped for", _reasons),
     ("files", _files),

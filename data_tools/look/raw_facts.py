@@ -7,7 +7,7 @@ sample of it: where files are sorted inside, look at more (`--sample-documents`)
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import numpy as np
 
 from cpt.rundir import DataError
 from data_tools.corpus.document import BadRecord, Document
-from data_tools.encoders import load_encoder
+from data_tools.encoders import load_counter
 from data_tools.look.lengths import length_facts, percentiles
 from data_tools.look.store_facts import Look
 from data_tools.look.text_tally import TextTally, language_rule
+from data_tools.readers.records import HUB_PREFIX
+from data_tools.readers.remote import is_url
 from data_tools.sources import READERS, STAGE_NAME, SUMMARY_NAME, Input, ReadOptions, read_documents, resolve_inputs
 
 MOST_FILES = 64
@@ -30,18 +32,27 @@ _LONGEST_VALUE = 80
 _FILES_SHOWN = 20
 
 
-def raw_facts(path: Path, look: Look) -> dict[str, Any]:
-    """Raises DataError: nothing readable there, an unfinished stage, damaged files."""
-    inputs = resolve_inputs(_patterns(path))
+def is_remote(name: str) -> bool:
+    """A URL or a name of the hub: no path."""
+    return is_url(name) or name.startswith(HUB_PREFIX)
+
+
+def raw_facts(name: str, look: Look) -> dict[str, Any]:
+    """``name``: a file, a folder, a pattern, a URL or a name of the hub.
+
+    Raises:
+        DataError: nothing readable there, an unfinished stage, damaged files.
+    """
+    inputs = resolve_inputs([name] if is_remote(name) else _patterns(Path(name)))
     per_file = _PerFile(inputs, look.sample)
     gathered = _Gathered(look)
     for source, document in per_file.documents(ReadOptions(text_key=look.text_key)):
         gathered.add(source, document)
-    stage = _stage_summary(path)
+    stage = None if is_remote(name) else _stage_summary(Path(name))
     return {
         "kind": "stage" if stage else "files",
-        "label": "/".join(path.absolute().parts[-2:]),
-        "path": str(path),
+        "label": "/".join(name.split("/")[-2:] if is_remote(name) else Path(name).absolute().parts[-2:]),
+        "path": name,
         "num_files": len(inputs),
         "stored_bytes": sum(entry.size_bytes for entry in inputs),
         **({"stage": stage} if stage else {}),
@@ -100,7 +111,7 @@ class _Gathered:
         self._look = look
         self._rule, identify = language_rule()
         self.tally = TextTally(identify)
-        self._count_tokens = _token_counter(look.tokenizer)
+        self._count_tokens = load_counter(look.tokenizer) if look.tokenizer is not None else None
         self._tokens = self._bad = 0
         self._lengths: list[int] = []
         self._files: Counter[str] = Counter()
@@ -150,10 +161,3 @@ class _Gathered:
             "fields": {name: [[value, count] for value, count in top] for name, top in fields.items()},
             "first_documents": self._first,
         }
-
-
-def _token_counter(tokenizer: Path | None) -> Callable[[str], int] | None:
-    if tokenizer is None:
-        return None
-    encode = load_encoder(tokenizer).encode_batch
-    return lambda text: len(encode([text])[0])

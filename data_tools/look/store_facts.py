@@ -1,4 +1,4 @@
-"""What a token store's split holds: its manifest, lengths, token frequencies, documents and packed rows as they stand.
+"""What a split of a token store or a view holds: its manifest, lengths, token frequencies, documents, packed rows.
 
 What is cheap is exact (manifest, lengths up to ``MOST_LENGTHS`` documents). The rest rests on a sample, evenly spaced
 over the split, and says on how much: tokens are counted in at most ``MOST_COUNTED``, texts are those of the sampled
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpt.data.token_store import MANIFEST_NAME, TokenStore
-from cpt.rundir import DataError
-from data_tools.encoders import Decode, load_decoder, tokenizer_fingerprint
+from cpt.data.store_selection import Split, StoreView, open_split
+from data_tools.encoders import Decode
 from data_tools.look.lengths import length_facts, percentiles
 from data_tools.look.text_tally import TextTally, language_rule
+from data_tools.store_texts import is_split, matching_decoder, text_ids
 
 MOST_LENGTHS = 5_000_000
 MOST_COUNTED = 50_000_000
@@ -44,16 +44,16 @@ class Look:
 
 
 def find_splits(path: Path) -> list[Path]:
-    """The split folders of a store, or the one that ``path`` is; none where there is no store."""
-    if (path / MANIFEST_NAME).is_file():
+    """The split folders of a store or a view, or the one that ``path`` is; none where there is neither."""
+    if is_split(path):
         return [path]
-    return sorted(file.parent for file in path.glob(f"*/{MANIFEST_NAME}"))
+    return sorted(filter(is_split, path.iterdir())) if path.is_dir() else []
 
 
 def store_facts(path: Path, look: Look) -> dict[str, Any]:
     """Raises DataError: no store there, a damaged one, a tokenizer that is not the one the store was made with."""
-    store = TokenStore.open(path)
-    decode = _matching_decoder(look.tokenizer, store) if look.tokenizer is not None else None
+    store = open_split(path)
+    decode = matching_decoder(store, look.tokenizer) if look.tokenizer is not None else None
     facts = asdict(store.manifest)
     shards = facts.pop("shards")
     lengths = _lengths(store)
@@ -63,6 +63,7 @@ def store_facts(path: Path, look: Look) -> dict[str, Any]:
         "path": str(path),
         **facts,
         "num_shards": len(shards),
+        **(_view_facts(store) if isinstance(store, StoreView) else {}),
         "bytes_per_token": round(store.manifest.utf8_bytes / store.num_tokens, 4) if store.num_tokens else None,
         "document_tokens": percentiles(lengths),
         "lengths": length_facts(lengths, "tokens", store.num_documents),
@@ -73,17 +74,12 @@ def store_facts(path: Path, look: Look) -> dict[str, Any]:
     }
 
 
-def _matching_decoder(tokenizer: Path, store: TokenStore) -> Decode:
-    made_with, given = store.manifest.tokenizer, tokenizer_fingerprint(tokenizer)
-    if given != made_with.fingerprint:
-        raise DataError(
-            f"{tokenizer}: fingerprint {given[:16]}, but {store.path} was made with {made_with.name} "
-            f"({made_with.fingerprint[:16]}); fix: name that tokenizer, or leave --tokenizer out"
-        )
-    return load_decoder(tokenizer)
+def _view_facts(store: StoreView) -> dict[str, Any]:
+    facts = {"store": str(store.store.path), "of_documents": store.store.num_documents, "order": store.view.order}
+    return {"view": facts | {"rule": dict(store.view.rule)}}
 
 
-def _lengths(store: TokenStore) -> NDArray[np.int64]:
+def _lengths(store: Split) -> NDArray[np.int64]:
     """All lengths, or those of evenly spaced runs of documents."""
     if store.num_documents <= MOST_LENGTHS:
         return store.document_lengths()
@@ -92,7 +88,7 @@ def _lengths(store: TokenStore) -> NDArray[np.int64]:
     return np.concatenate([np.diff(store.document_bounds(first, first + run)) for first in firsts.tolist()])
 
 
-def _token_facts(store: TokenStore, decode: Decode | None) -> dict[str, Any]:
+def _token_facts(store: Split, decode: Decode | None) -> dict[str, Any]:
     counts = np.zeros(store.vocab_size, np.int64)
     num_blocks = -(-store.num_tokens // _BLOCK)
     for block in _places(num_blocks, MOST_COUNTED // _BLOCK):
@@ -140,7 +136,7 @@ def _rank_curve(sorted_counts: NDArray[np.int64]) -> list[list[int]]:
     return [[rank, int(sorted_counts[rank - 1])] for rank in ranks.tolist()]
 
 
-def _sample_facts(store: TokenStore, look: Look, decode: Decode | None) -> dict[str, Any]:
+def _sample_facts(store: Split, look: Look, decode: Decode | None) -> dict[str, Any]:
     rule, identify = language_rule() if decode else ("", str)
     tally = TextTally(identify)
     tokens = 0
@@ -149,7 +145,7 @@ def _sample_facts(store: TokenStore, look: Look, decode: Decode | None) -> dict[
     for document in _places(store.num_documents, look.sample):
         start, end = store.document_bounds(document, document + 1).tolist()
         ids = store.read(start, min(end, start + MOST_TOKENS_OF_A_DOCUMENT))
-        content = ids[(ids != store.manifest.eos_id) & (ids != (store.manifest.bos_id or store.manifest.eos_id))]
+        content = text_ids(ids, store.manifest)
         tokens += len(content)
         if decode:
             tally.add(decode(content.tolist()))
@@ -177,7 +173,7 @@ def _sample_facts(store: TokenStore, look: Look, decode: Decode | None) -> dict[
     }
 
 
-def _first_documents(store: TokenStore, num_documents: int, decode: Decode | None) -> list[dict[str, Any]]:
+def _first_documents(store: Split, num_documents: int, decode: Decode | None) -> list[dict[str, Any]]:
     shown = []
     last = min(num_documents, store.num_documents)
     bounds = store.document_bounds(0, last).tolist() if last else []
@@ -190,7 +186,7 @@ def _first_documents(store: TokenStore, num_documents: int, decode: Decode | Non
     return shown
 
 
-def _rows(store: TokenStore, look: Look, decode: Decode | None) -> Iterator[dict[str, Any]]:
+def _rows(store: Split, look: Look, decode: Decode | None) -> Iterator[dict[str, Any]]:
     """Rows as ``concat`` packs them, cut into their pieces of documents: the first ones with a border inside."""
     for row in _rows_with_borders(store, look):
         start, stop = row * look.seq_len, (row + 1) * look.seq_len
@@ -201,7 +197,7 @@ def _rows(store: TokenStore, look: Look, decode: Decode | None) -> Iterator[dict
         yield {"row": row, "start": start, "seq_len": look.seq_len, "pieces": pieces}
 
 
-def _rows_with_borders(store: TokenStore, look: Look) -> list[int]:
+def _rows_with_borders(store: Split, look: Look) -> list[int]:
     num_rows = store.num_tokens // look.seq_len
     starts = store.document_bounds(0, min(store.num_documents, _BORDERS_LOOKED_AT)).tolist()
     inside = [start // look.seq_len for start in starts if start % look.seq_len]
@@ -209,7 +205,7 @@ def _rows_with_borders(store: TokenStore, look: Look) -> list[int]:
     return (with_borders or list(range(num_rows)))[: look.num_rows]
 
 
-def _piece(store: TokenStore, start: int, stop: int, decode: Decode | None) -> dict[str, Any]:
+def _piece(store: Split, start: int, stop: int, decode: Decode | None) -> dict[str, Any]:
     ids = store.read(start, stop).tolist()
     closed = ids[-1] == store.manifest.eos_id
     content = ids[:-1] if closed else ids

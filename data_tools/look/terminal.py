@@ -21,7 +21,8 @@ _BIDI = frozenset(range(0x202A, 0x202F)) | frozenset(range(0x2066, 0x206A))
 
 def render_inspection(inspection: dict[str, list[Facts]]) -> RenderableType:
     sources = inspection["sources"]
-    table = Table(title=", ".join(dict.fromkeys(source["path"] for source in sources)), title_justify="left")
+    title = ", ".join(dict.fromkeys(source["path"] for source in sources))
+    table = Table(title=Text(visible(title)), title_justify="left")
     table.add_column("")
     for source in sources:
         table.add_column(Text(visible(source["label"])), overflow="fold")

@@ -77,7 +77,30 @@ def _raw(record: Any, raw: bytes | None) -> bytes:
 
 def dump_json(record: Any) -> bytes:
     """One line of JSON; what tables hold and JSON does not (bytes, decimals, durations) as readable text."""
-    return orjson.dumps(record, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
+    try:
+        return orjson.dumps(record, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError as error:
+        if "Recursion" not in str(error):
+            raise
+    return _dump_deep(record) + b"\n"
+
+
+def _dump_deep(record: Any) -> bytes:
+    """orjson reads 1,024 levels and writes 254 (Python's own writer about 990); so the innermost are written first."""
+    containers = [record]
+    for value in containers:  # grows on the way: every container stands behind the one that holds it
+        children = value.values() if isinstance(value, dict) else value
+        containers += [child for child in children if isinstance(child, dict | list)]
+    written: dict[int, orjson.Fragment] = {}
+
+    def inner(value: Any) -> Any:
+        return written.get(id(value), value) if isinstance(value, dict | list) else value
+
+    for value in reversed(containers):
+        flat = {key: inner(item) for key, item in value.items()} if isinstance(value, dict) else [*map(inner, value)]
+        raw = orjson.dumps(flat, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+        written[id(value)] = orjson.Fragment(raw)
+    return raw
 
 
 def _plain(value: Any) -> str:

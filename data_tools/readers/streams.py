@@ -65,31 +65,51 @@ def _raw_chunks(chunks: Iterable[bytes], source: Input) -> Iterator[bytes]:
 
 
 def _decompress(chunks: Iterable[bytes], source: Input, make_decoder: Callable[[], Any]) -> Iterator[bytes]:
-    """Frames one after another, as `cat a.gz b.gz` and multi-threaded compressors write them.
+    try:
+        yield from decompress(chunks, make_decoder)
+    except Truncated:
+        raise DataError(
+            f"{source.name}: truncated, the stream stops short at byte {source.done_bytes}; fix: copy the file again"
+        ) from None
+    except Damaged as error:
+        raise DataError(f"{source.name}: damaged near byte {source.done_bytes} ({error}); fix: copy it again") from None
+
+
+class Damaged(ValueError):
+    """A compressed stream that cannot be decoded."""
+
+
+class Truncated(ValueError):
+    """A compressed stream that ends before it says so, or is empty."""
+
+
+def decompress(chunks: Iterable[bytes], make_decoder: Callable[[], Any]) -> Iterator[bytes]:
+    """Frames one after another, as `cat a.gz b.gz` and multi-threaded compressors write them; zeros behind them too.
 
     The libraries' own stream readers are not used: zstandard's ends a cut file without a word.
+
+    Raises:
+        Damaged, Truncated: at the place; what lies before it was yielded.
     """
     from zstandard import ZstdError
 
-    decoder = None
+    decoder, frames = None, 0
     for chunk in itertools.chain.from_iterable(map(_slices, chunks)):
+        if decoder is None and frames:
+            chunk = chunk.lstrip(b"\0")
         while chunk:
             decoder = decoder or make_decoder()
             try:
                 text = decoder.decompress(chunk)
             except (ZstdError, zlib.error) as error:
-                raise DataError(
-                    f"{source.name}: damaged near byte {source.done_bytes} ({error}); fix: copy it again"
-                ) from None
+                raise Damaged(str(error)) from None
             if text:
                 yield text
             chunk = b""
             if decoder.eof:
-                chunk, decoder = decoder.unused_data.lstrip(b"\0"), None
-    if decoder is not None or not source.done_bytes:
-        raise DataError(
-            f"{source.name}: truncated, the stream stops short at byte {source.done_bytes}; fix: copy the file again"
-        )
+                chunk, decoder, frames = decoder.unused_data.lstrip(b"\0"), None, frames + 1
+    if decoder is not None or not frames:
+        raise Truncated("it stops short")
 
 
 def _slices(chunk: bytes) -> Iterator[bytes]:

@@ -3,17 +3,17 @@
 A *page* is a ``response``, ``resource`` or ``conversion`` record; other records (requests, metadata) are passed over.
 Plain text is taken as it is, of HTML what ``page_text`` leaves. Pages without text (images, error answers) count as
 records without text. The framing of records is read here and strictly, because warcio skips over damage with a
-warning; HTTP inside of them is warcio's.
+warning; so are the encodings of HTTP bodies (``http_body``).
 """
 
 import codecs
-import io
 import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cpt.rundir import DataError
+from data_tools.readers.http_body import http_answer
 from data_tools.readers.page_text import html_text
 from data_tools.readers.records import Damage, Fields, Input, ReadOptions, Record, judge
 from data_tools.readers.streams import Collector, Oversize, file_chunks
@@ -138,7 +138,7 @@ def _document(page: _Page, key: str, place: str) -> Record | Damage:
         return page.block.damage(place)
     content, kind = page.block, page.headers.get("content-type", "")
     if kind.lower().startswith("application/http"):
-        answer = _http_answer(page.block, place)
+        answer = http_answer(page.block, place)
         if isinstance(answer, Damage):
             return answer
         content, kind = answer
@@ -152,27 +152,6 @@ def _document(page: _Page, key: str, place: str) -> Record | Damage:
         text = html_text(text)
     facts = {"url": page.headers.get("warc-target-uri", ""), "date": page.headers.get("warc-date", "")}
     return judge({key: text, **{name: value for name, value in facts.items() if name != key}}, key, place, content)
-
-
-def _http_answer(block: bytes, place: str) -> tuple[bytes, str] | Damage:
-    """(body, content type) of an HTTP response, its transfer encodings undone."""
-    try:
-        from warcio.bufferedreaders import BufferedReader
-        from warcio.exceptions import ArchiveLoadFailed
-        from warcio.recordloader import ArcWarcRecord
-        from warcio.statusandheaders import StatusAndHeadersParser, StatusAndHeadersParserException
-    except ImportError as error:
-        raise RuntimeError("reading WARC responses needs warcio; fix: pip install 'cpt[data]'") from error
-    stream = BufferedReader(io.BytesIO(block))
-    try:
-        answer = StatusAndHeadersParser(["HTTP/1.0", "HTTP/1.1", "HTTP/2", "HTTP/3"]).parse(stream)
-        body = ArcWarcRecord("warc", "response", None, stream, answer, None, None).content_stream().read()
-    except (StatusAndHeadersParserException, ArchiveLoadFailed, ValueError, EOFError, OSError) as error:
-        return Damage(block, "bad_record.unreadable", f"no readable HTTP response ({str(error)[:100]})", place)
-    status = (answer.statusline or "").split(" ")[0]
-    if status != "200":
-        return Damage(block, "bad_record.http_status", f"the server answered {status[:20]!r}", place, absent=True)
-    return body, answer.get_header("content-type") or ""
 
 
 def _decode(content: bytes, kind: str, place: str) -> str | Damage:

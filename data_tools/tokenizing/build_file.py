@@ -4,12 +4,15 @@ It is written after every finished segment, atomically. Refused: the file of ano
 folder that holds something else.
 """
 
+import contextlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_origin
 
-from cpt.data.token_store import SplitState, StoreLabel, TokenizerFacts
+from cpt.data.token_store import Shard, SplitState, StoreLabel, TokenizerFacts
+from cpt.json_fields import check_integer, take_fields, take_list
 from cpt.rundir import DataError, write_atomic
 from data_tools.folder_lock import LOCK_NAME, differences
 from data_tools.tokenizing.request import SPLITS
@@ -65,16 +68,58 @@ class Build:
         file = folder / BUILD_NAME
         if not file.is_file():
             return None
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-            version = raw.pop("format_version", None)
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"{file}: damaged ({error}); fix: delete the folder and tokenize again") from None
-        if version != BUILD_VERSION:
-            raise DataError(
-                f"{file}: format_version is {version!r}, this program writes {BUILD_VERSION}; fix: use a new folder"
-            )
-        return cls(**raw | {"splits": {name: SplitState.from_dict(state) for name, state in raw["splits"].items()}})
+        build = cls(**load_state(file, BUILD_VERSION, cls))
+        with _damage_named(file):  # what the rest of the program takes for granted
+            build.split_label(SPLITS[0])
+            for name in ("inputs", "heldout_fraction"):
+                build.request[name]
+            for reason, count in build.rejected.items():
+                check_integer(f"rejected.{reason}", count, low=0)
+        return build
+
+
+def load_state(file: Path, version: int, kind: Any) -> dict[str, Any]:
+    """The values of dataclass ``kind`` from a progress file, its ``splits`` as ``SplitState``.
+
+    Raises:
+        DataError: a damaged file, or one of another version.
+    """
+    with _damage_named(file):
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        found = raw.pop("format_version", None)
+    if found != version:
+        raise DataError(f"{file}: format_version is {found!r}, this program writes {version}; fix: use a new folder")
+    with _damage_named(file):
+        values = take_fields(raw, kind, "the object")
+        for entry in fields(kind):
+            wanted: Any = get_origin(entry.type) or entry.type
+            value = values[entry.name]
+            if type(value) is not wanted:
+                raise DataError(f"{entry.name} is {value!r:.80}; it must be of the type {wanted.__name__}")
+            if wanted is int:
+                check_integer(entry.name, value, low=0)
+        values["splits"] = {split: _split_state(values["splits"][split], f"splits.{split}") for split in SPLITS}
+    return values
+
+
+def _split_state(raw: object, where: str) -> SplitState:
+    state = take_fields(raw, SplitState, where)
+    shards = take_list(state["shards"], Shard, f"{where}.shards")
+    for shard in shards:
+        check_integer(f"{where}.shards: tokens", shard.tokens, low=0)
+        check_integer(f"{where}.shards: documents", shard.documents, low=0)
+    check_integer(f"{where}.utf8_bytes", state["utf8_bytes"], low=0)
+    bytes.fromhex(state["content_hash"])
+    return SplitState(list(shards), state["utf8_bytes"], state["content_hash"])
+
+
+@contextlib.contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        problem = str(error) if isinstance(error, ValueError) else repr(error)
+        raise DataError(f"{file}: damaged ({problem[:200]}); fix: delete the folder and run again") from None
 
 
 def open_build(folder: Path, fresh: Build) -> Build:

@@ -1,8 +1,8 @@
 """Records of the inputs, in order, as jobs for encoders: batches of whole documents, and pieces of long ones.
 
-The input is cut into *segments* of at least ``segment_bytes`` of text, at document borders. Where a batch ends inside a
-segment has no influence on the store; where a segment ends depends on the texts alone. At most one document is in
-memory as a whole, and a long one goes on in pieces.
+The input is cut into *segments* of at least ``segment_bytes`` of text and rejects, at document borders. Where a batch
+ends inside a segment has no influence on the store; where a segment ends depends on the records alone. At most
+one document is in memory as a whole, and a long one goes on in pieces.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ LONG_TEXT = 1 << 20  # characters; longer ones are cut
 PIECE = 1 << 19
 BATCH_BYTES = 2 << 20
 BATCH_TEXTS = 1 << 15
+_REJECT_BYTES = 1 << 9  # what a reject takes in memory besides its raw bytes
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,12 @@ class _Held:
     def add(self, raw: bytes) -> bool:
         """Take a document; true where a job is due."""
         self.texts.append(raw)
-        self.batch_bytes += len(raw)
-        self.segment_bytes += len(raw)
+        return self._count(len(raw))
+
+    def _count(self, size: int) -> bool:
+        """True where a job is due."""
+        self.batch_bytes += size
+        self.segment_bytes += size
         return (
             self.batch_bytes >= BATCH_BYTES
             or self.segment_bytes >= self.reading.segment_bytes
@@ -126,7 +131,10 @@ class _Held:
     def odd(self, item: str | BadRecord, source: Input) -> Iterator[Job]:
         """The rare items: no text, a bad record, a long document."""
         if isinstance(item, BadRecord):
+            # counted like texts: nothing but rejects must neither fill the memory nor end without a segment
             self.rejects.append(item)
+            if self._count(len(item.raw) + _REJECT_BYTES):
+                yield self.job(source)
         elif not item:
             self.empty_documents += 1
         else:

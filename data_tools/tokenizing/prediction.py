@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.corpus.document import BadRecord
 from data_tools.encoders import Encoder
 from data_tools.sources import Input, ReadOptions
 from data_tools.tokenizing.jobs import read_records
@@ -15,6 +16,7 @@ _SAMPLE_BYTES = 1 << 19
 _SAMPLE_INPUTS = 8
 _RATIO_BYTES = 1 << 20
 _GIVE_UP_BYTES = 16 << 20
+_RECORD_BYTES = 64  # what a record without text counts
 _SURE = 0.7  # the beginning of one file may need a third more tokens than the rest of it
 
 
@@ -56,12 +58,15 @@ def take_sample(inputs: Sequence[Input], options: ReadOptions, bad_records: BadR
 
 
 def _look(entry: Input, options: ReadOptions, bad_records: BadRecords, room: int) -> Sample:
-    """Read on until the position in the file moved far enough to tell how much text a byte of it holds."""
+    """Read on until the position in the file moved far enough to tell how much text a byte of it holds.
+
+    Where there is hardly any text, or none, ``_GIVE_UP_BYTES`` of the file or of its records are enough.
+    """
     texts: list[str] = []
-    documents = text_bytes = position = 0
+    documents = text_bytes = seen_bytes = position = 0
     for text in read_records(entry, options, bad_records):
         if entry.done_bytes != position:
-            if position and text_bytes >= _RATIO_BYTES:
+            if position and (text_bytes >= _RATIO_BYTES or max(position, seen_bytes) >= _GIVE_UP_BYTES):
                 break
             position = entry.done_bytes
         if isinstance(text, str) and text:
@@ -69,16 +74,21 @@ def _look(entry: Input, options: ReadOptions, bad_records: BadRecords, room: int
                 texts.append(text[:room])
                 room -= len(text)
             documents += 1
-            text_bytes += (
-                len(text)
-                if text.isascii()
-                else sum(len(text[i : i + 65536].encode()) for i in range(0, len(text), 65536))
-            )
-        if not position and text_bytes >= _GIVE_UP_BYTES:
+            size = _utf8_bytes(text)
+            text_bytes += size
+        else:
+            size = _RECORD_BYTES + (len(text.raw) if isinstance(text, BadRecord) else 0)
+        seen_bytes += size
+        if not position and seen_bytes >= _GIVE_UP_BYTES:
             break
     else:
         position = entry.size_bytes
     return Sample(texts, documents, text_bytes, position)
+
+
+def _utf8_bytes(text: str) -> int:
+    """Without a second copy of a long text."""
+    return len(text) if text.isascii() else sum(len(text[i : i + 65536].encode()) for i in range(0, len(text), 65536))
 
 
 def predict(sample: Sample, inputs: Sequence[Input], encoder: Encoder, folder: Path) -> Prediction:

@@ -3,7 +3,8 @@
 Tokens are learned from every source but the one named ``general``, which is only measured. The result is a tokenizer
 folder with ``extension.json`` (``cpt.data.vocabulary``), from which a model's new embedding rows are made. It is
 checked before it appears: on held-back texts the new ids decode to what the old ones decode to. Same texts, same bytes.
-Refused: a tokenizer that is not BPE, fewer tokens found than one, a target that holds something.
+Refused: a tokenizer that is not BPE, a source without a name, fewer tokens found than one, a target that holds
+something.
 """
 
 import shutil
@@ -56,7 +57,7 @@ def extend_tokenizer(request: ExtendRequest, progress: Progress = lambda said: N
     """
     _check(request)
     base = open_base(_tokenizer_file(request.tokenizer))
-    samples = make_samples(request.sources, sample_bytes=request.sample_bytes, read=request.read)
+    samples = make_samples(request.sources, sample_bytes=request.sample_bytes, read=request.read, named=True)
     words, seen = _count_words(base, samples, progress)
     symbols = Symbols([*base.texts, *base.characters], len(base.texts), base.kind_of, set(base.texts) | base.special)
     progress(f"learning up to {request.num_tokens:,} tokens from {len(words):,} different words")

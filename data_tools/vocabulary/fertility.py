@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from data_tools.encoders import Encoder, load_encoder
 from data_tools.vocabulary.samples import Sample, batches
@@ -55,5 +56,5 @@ def render_comparison(facts: Mapping[str, Any]) -> Table:
     ]
     for name, path, size, measured in sorted(rows, key=lambda row: row[0]):
         numbers = (f"{measured['tokens_per_word']:.3f}", f"{measured['bytes_per_token']:.3f}")
-        table.add_row(name, path, f"{size:,}", f"{measured['tokens']:,}", *numbers)
+        table.add_row(Text(name), Text(path), f"{size:,}", f"{measured['tokens']:,}", *numbers)
     return table

@@ -73,22 +73,32 @@ class Sample:
                     yield text
 
 
-def parse_sources(stated: Sequence[str]) -> dict[str, list[str]]:
-    """``["medical=a/*.jsonl", "medical=b.parquet", "law.txt"]`` -> ``{"medical": [...], "law": ["law.txt"]}``."""
+def parse_sources(stated: Sequence[str], *, named: bool = False) -> dict[str, list[str]]:
+    """``["medical=a/*.jsonl", "medical=b.parquet", "law.txt"]`` -> ``{"medical": [...], "law": ["law.txt"]}``.
+
+    Raises:
+        DataError: no files; no name although it must be ``named``; one name for files of two folders.
+    """
     sources: dict[str, list[str]] = {}
+    unnamed: dict[str, str] = {}
     for entry in stated:
         name, separator, pattern = entry.partition("=")
         if not separator or "/" in name:
             name, pattern = Path(entry).name.split(".")[0].strip("*?") or Path(entry).parent.name, entry
+            if named:
+                raise DataError(f"source {entry!r}: has no name, which decides what is done with it; fix: NAME={entry}")
+            first = unnamed.setdefault(name, entry)
+            if Path(first).parent != Path(entry).parent:
+                raise DataError(f"sources {first!r} and {entry!r}: both would be {name!r}; fix: name them NAME=PATTERN")
         if not name or not pattern:
             raise DataError(f"source {entry!r}: names no files; fix: NAME=PATTERN, e.g. medical='corpus/med*.jsonl'")
         sources.setdefault(name, []).append(pattern)
     return sources
 
 
-def make_samples(stated: Sequence[str], *, sample_bytes: int, read: ReadOptions) -> list[Sample]:
+def make_samples(stated: Sequence[str], *, sample_bytes: int, read: ReadOptions, named: bool = False) -> list[Sample]:
     """One sample per source name, the budget spread evenly."""
-    sources = parse_sources(stated)
+    sources = parse_sources(stated, named=named)
     return [Sample(name, patterns, sample_bytes // len(sources), read) for name, patterns in sources.items()]
 
 

@@ -1,4 +1,7 @@
-"""Tables of what ``cpt data train-tokenizer`` and ``cpt data extend-tokenizer`` found."""
+"""Tables of what ``cpt data train-tokenizer`` and ``cpt data extend-tokenizer`` found.
+
+Tokens, names and paths are ``Text``: a token such as ``[/]`` is no markup.
+"""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -7,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 _TOKENS_SHOWN = 20
 
@@ -19,7 +23,7 @@ def spoken_progress() -> Iterator[Callable[[str], None]]:
         yield lambda said: None
         return
     with console.status("starting") as status:
-        yield lambda said: status.update(said)
+        yield lambda said: status.update(Text(said))
 
 
 def render_training(facts: Mapping[str, Any]) -> Group:
@@ -30,11 +34,11 @@ def render_training(facts: Mapping[str, Any]) -> Group:
     for name, source in facts["sources"].items():
         found = source["fertility"]
         shown = (f"{found['tokens_per_word']:.3f}", f"{found['bytes_per_token']:.3f}")
-        table.add_row(name + _doubt(source), f"{source['sample_bytes']:,}", *shown)
+        table.add_row(Text(name + _doubt(source)), f"{source['sample_bytes']:,}", *shown)
     lines = [f"{facts['out']}: {facts['kind']}, {facts['vocab_size']:,} tokens", f"encoder: {facts['encoder']}"]
     if facts["vocab_size"] < facts["asked_for"]:
         lines.append(f"the sample has no more than that: {facts['asked_for']:,} were asked for")
-    return Group(table, *lines)
+    return Group(table, *map(Text, lines))
 
 
 def render_extension(facts: Mapping[str, Any]) -> Group:
@@ -49,7 +53,7 @@ def render_extension(facts: Mapping[str, Any]) -> Group:
         lines.insert(1, f"no more occur often enough: {facts['asked_for']:,} were asked for")
     if facts["left_out"]:
         lines.append(f"not copied, they spell the old vocabulary: {', '.join(facts['left_out'])}")
-    return Group(_before_and_after(facts), _new_tokens(facts), *lines)
+    return Group(_before_and_after(facts), _new_tokens(facts), *map(Text, lines))
 
 
 def _before_and_after(facts: Mapping[str, Any]) -> Table:
@@ -61,7 +65,7 @@ def _before_and_after(facts: Mapping[str, Any]) -> Table:
         before, after = source["before"], source["after"]
         numbers = [f"{of[key]:.3f}" for key in ("tokens_per_word", "bytes_per_token") for of in (before, after)]
         change = after["tokens"] / max(before["tokens"], 1) - 1
-        table.add_row(name + _doubt(source), *numbers, f"{change:+.1%}")
+        table.add_row(Text(name + _doubt(source)), *numbers, f"{change:+.1%}")
     return table
 
 
@@ -69,11 +73,11 @@ def _new_tokens(facts: Mapping[str, Any]) -> Table:
     sources = list(facts["sources"])
     table = Table(title="new tokens that save most", title_justify="left")
     for column in ("id", "text", "in the sample", "tokens saved", *(f"held-back {name}" for name in sources)):
-        table.add_column(column, justify="left" if column == "text" else "right")
+        table.add_column(Text(column), justify="left" if column == "text" else "right")
     for row in facts["tokens"][:_TOKENS_SHOWN]:
         held_back = [f"{row['held_back'][name]:,}" for name in sources]
         saved = f"{row['tokens_saved_in_sample']:,}"
-        table.add_row(str(row["id"]), repr(row["text"]), f"{row['in_sample']:,}", saved, *held_back)
+        table.add_row(str(row["id"]), Text(repr(row["text"])), f"{row['in_sample']:,}", saved, *held_back)
     return table
 
 

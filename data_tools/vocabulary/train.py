@@ -21,11 +21,12 @@ from typing import Any
 from cpt.rundir import DataError
 from data_tools.encoders import load_encoder
 from data_tools.sources import ReadOptions
-from data_tools.train_tokenizer import train_bpe
+from data_tools.train_tokenizer import EOS_TOKEN, train_bpe
 from data_tools.vocabulary.fertility import fertility
 from data_tools.vocabulary.samples import Sample, make_samples
 
-SMALLEST = {"bpe": 257, "spm-bpe": 259, "spm-unigram": 259}  # all bytes and the tokens that are always there
+ALWAYS_THERE = {"bpe": (EOS_TOKEN,), "spm-bpe": ("<unk>", "</s>"), "spm-unigram": ("<unk>", "</s>")}
+SMALLEST = {"bpe": 257, "spm-bpe": 259, "spm-unigram": 259}  # all bytes, and these; sentencepiece needs one more
 _LINE_CHARACTERS = 16_000
 Progress = Callable[[str], None]
 
@@ -81,6 +82,12 @@ def train_tokenizer(request: TrainRequest, progress: Progress = lambda said: Non
 def _check(request: TrainRequest) -> None:
     if request.kind not in KINDS:
         raise DataError(f"--kind {request.kind}: unknown; fix: one of {', '.join(KINDS)}")
+    taken = list(ALWAYS_THERE[request.kind])
+    for token in request.special_tokens:
+        if not token or token in taken:
+            rule = "is there already" if token else "is empty"
+            raise DataError(f"--special-token {token!r}: {rule}; fix: leave it out, or give it another text")
+        taken.append(token)
     smallest = SMALLEST[request.kind] + len(request.special_tokens)
     if request.vocab_size < smallest:
         raise DataError(

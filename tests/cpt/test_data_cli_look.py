@@ -43,6 +43,28 @@ def test_decontaminate_then_inspect_what_is_left(folder: Path) -> None:
     ]
 
 
+def test_what_looks_like_markup_is_shown_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (folder / "b[").mkdir()
+    for name in ("a[a-c,0-2].jsonl", "b[/b].jsonl", "c:smile:.jsonl"):
+        (folder / name).write_text('{"text": "a [red]word[/] of text"}\n')
+        looked = run("inspect", name)
+        assert name in looked and "a [red]word[/] of text" in looked
+    assert "b[/b].npz" in run("train-ngram", "--input", "a.jsonl", "--out", "b[/b].npz")
+    assert "[en, de]" in run("clean", "--list-rules")
+
+
+def test_an_inspected_tokenizer_needs_no_eos_and_a_url_no_path(folder: Path) -> None:
+    import fsspec
+
+    from data_tools.train_tokenizer import train_bpe
+
+    train_bpe([QUOTED], out=folder / "bpe", vocab_size=270)
+    (folder / "bpe" / "tokenizer_config.json").unlink(missing_ok=True)
+    fsspec.filesystem("memory").pipe("/shelf/a.jsonl", (folder / "a.jsonl").read_bytes())
+    assert "tokens per word" in run("inspect", "memory://shelf/a.jsonl", "--tokenizer", "bpe/tokenizer.json")
+
+
 def test_the_task_must_be_one_of_n(folder: Path) -> None:
     arguments = [
         "data",

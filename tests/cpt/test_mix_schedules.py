@@ -152,7 +152,11 @@ def test_the_end_upsamples_named_sources_inside_their_group_or_at_the_cost_of_al
     [
         ({"med": 2.5}, "group", r"gives med a share of 1 at the end, but the group has 0.8 .*scope=all"),
         ({"med": 2.6}, "all", r"gives med a share of 1.04 at the end, but the whole batch has 1"),
-        ({"web": 0.5}, "group", r"gives web a share of 0.1 at the end, but the group has 0.2"),
+        (
+            {"web": 0.5},
+            "group",
+            r"gives web a share of 0.1 at the end, but the group has 0.2 .*no other source there .*leave web out",
+        ),
     ],
 )
 def test_factors_that_do_not_fit_are_refused_with_the_share_they_would_take(
@@ -161,6 +165,13 @@ def test_factors_that_do_not_fit_are_refused_with_the_share_they_would_take(
     mix = UpsampleEndMix(name="upsample_end", factors=factors, scope=scope)
     with pytest.raises(DataError, match=message):
         MIXES["upsample_end"](mix, request(WEB, MED, LAW, share_general=0.2))
+
+
+def test_a_source_without_a_share_cannot_be_upsampled() -> None:
+    mix = UpsampleEndMix(name="upsample_end", factors={"med": 3})
+    for stated in ({"weights": {"med": 0, "law": 1}}, {"share_general": 1.0}):
+        with pytest.raises(DataError, match=r"med has no share to multiply; .*data\.stages .*linear"):
+            MIXES["upsample_end"](mix, request(WEB, MED, LAW, **stated))
 
 
 def test_what_is_left_after_some_steps_starts_inside_a_stage() -> None:

@@ -160,3 +160,10 @@ def test_overrides_state_a_schedule_on_the_command_line(workshop: Any) -> None:
     file = workshop.run_file("run")
     assert load_config(file, ["data.mix.name=temperature", "data.mix.tau=3"]).data.mix.name == "temperature"
     assert load_config(file, ["data.max_epochs_of.code=2"]).data.max_epochs_of == {"code": 2.0}
+
+
+def test_too_many_tokens_are_to_be_lowered_where_they_are_stated() -> None:
+    stages = [{"tokens": 10_000, "share_general": 0.0}] * 2
+    for data, fix in (({"stages": stages}, "stage 0 asks .* lower the stage's tokens"), ({}, "lower train.tokens")):
+        with pytest.raises(DataError, match=fix):
+            plan_mixtures(config(("med",), max_epochs=1, **data), SOURCES)

@@ -79,6 +79,21 @@ def test_a_folder_is_extended_and_then_needs_nothing_more(
         extend_folder(tmp_path / "out", folders / "tok_ext", tmp_path / "again")
 
 
+def test_a_model_that_states_no_number_of_positions_is_extended(folders: Path, tmp_path: Path) -> None:
+    from cpt.config import ModelSection
+    from cpt.model.build import Needs, build_model, named_tensors
+    from cpt.model.export import ExportSpec, export_checkpoint
+
+    tiny = {"model_type": "recurrent_gemma", "vocab_size": 264, "hidden_size": 16, "intermediate_size": 24}
+    tiny |= {"num_hidden_layers": 1, "num_attention_heads": 2, "block_types": ["attention"]}
+    model: Any = build_model(ModelSection(fresh=tiny), Needs(32, 264, seed=5)).model
+    assert not hasattr(model.config, "max_position_embeddings")
+    spec = ExportSpec(tmp_path / "base", tokenizer=folders / "tok" / "base")
+    export_checkpoint(named_tensors(model), model.config, spec)
+    facts = extend_folder(tmp_path / "base", folders / "tok_ext", tmp_path / "out")
+    assert facts["new_tokens"] == 9 and facts["old_logits_change"] < 1e-6
+
+
 def test_wrong_folders_are_refused(folders: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="which is not the tokenizer of the model"):
         extend_folder(folders / "other", folders / "tok_ext", tmp_path / "out")

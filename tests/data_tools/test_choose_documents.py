@@ -25,7 +25,7 @@ LENGTHS = np.array([10, 20, 30, 40, 50], np.int64)
         (Choice(keep_best=0.5), [1, 4]),
         (Choice(quantile=(0.5, 1)), [0, 2]),
         (Choice(order="ascending"), [1, 4, 2, 0]),
-        (Choice(order="descending"), [0, 2, 4, 1]),
+        (Choice(order="descending"), [0, 2, 1, 4]),
         (Choice(max_score=2), [1, 2, 4]),
         (Choice(keep_tokens=70), [1, 4]),
         (Choice(keep_tokens=69, order="ascending"), [1]),
@@ -37,6 +37,15 @@ LENGTHS = np.array([10, 20, 30, 40, 50], np.int64)
 )
 def test_rules_choose_as_in_the_module_docstring(choice: Choice, chosen: list[int]) -> None:
     assert choose(LENGTHS, SCORES, choice).tolist() == chosen
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_a_share_that_is_a_whole_number_of_documents_keeps_that_many(kept: int, others: int) -> None:
+    number = kept + others
+    scores, lengths = np.arange(number, dtype=np.float32), np.ones(number, np.int64)
+    assert len(choose(lengths, scores, Choice(keep_best=kept / number))) == kept
+    assert len(choose(np.ones(100, np.int64), np.arange(100, dtype=np.float32), Choice(keep_best=0.07))) == 7
 
 
 def test_without_scores_only_lengths_and_numbers_choose() -> None:
@@ -166,3 +175,22 @@ def test_a_view_of_nothing_and_one_inside_its_store_are_refused(shop: Workshop) 
     done = shop.cpt("data", "view", code, "--min-length", 1000, "--out", shop.root / "v")
     assert done.code == 2 and "no document of 400 is left" in done.text and "min_length" in done.text
     assert "lies inside the store" in shop.cpt("data", "view", code, "--out", code / "view").text
+
+
+@pytest.mark.parametrize("tokens", ["inf", "nan", "-inf"])
+def test_a_number_of_tokens_is_finite(shop: Workshop, tokens: str) -> None:
+    view = ("data", "view", shop.root / "code", "--scores", score(shop), "--out", shop.root / "v")
+    done = shop.cpt(*view, f"--keep-tokens={tokens}")
+    assert done.code == 2 and f"keep_tokens is {tokens}" in done.text
+
+
+def test_a_view_is_verified_like_a_store(shop: Workshop) -> None:
+    view = shop.root / "v"
+    assert shop.cpt("data", "view", shop.root / "code", "--min-length", 1, "--out", view).code == 0
+    done = shop.cpt("data", "verify", view)
+    assert done.code == 0 and "train: 400 documents" in done.out and "heldout: 30 documents" in done.out
+    assert shop.cpt("data", "verify", view / "train").code == 0
+    file = view / "heldout" / "documents.bin"
+    file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+    refused = shop.cpt("data", "verify", view)
+    assert refused.code == 2 and "documents.bin: sha256 is" in refused.text

@@ -3,7 +3,9 @@
 The cases are those of ``benchmarks/data/fuzz.py``, which runs 10^5 of them; here a few hundred, other ones each time.
 """
 
+import gzip
 import importlib.util
+import os
 import struct
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from cpt.data.token_store import StoreLabel, TokenizerFacts, write_split
 from cpt.rundir import DataError
 from data_tools.corpus.document import BadRecord, Document
+from data_tools.corpus.stage import StageRequest, run_stage
 from data_tools.interop.datasets_view import as_dataset
 from data_tools.sources import READERS, ReadOptions, read_documents, resolve_inputs
 
@@ -125,3 +128,31 @@ def test_a_saved_dataset_may_not_name_files_outside_of_its_folder(tmp_path: Path
     state.write_text(state.read_text().replace("data-00000", "../two/data-00000"))
     with pytest.raises(DataError, match=r"state.json: names .*two/data-00000.*no file of this folder"):
         read(tmp_path / "one")
+
+
+def test_zeros_behind_a_gzip_file_are_padding_and_before_it_damage(tmp_path: Path) -> None:
+    """Tapes and block devices pad; `gzip -dc` reads over it."""
+    packed = gzip.compress(b'{"text": "x"}\n')
+    (tmp_path / "x.jsonl.gz").write_bytes(packed + bytes(9000) + packed + bytes(9000))
+    assert len(read(tmp_path / "x.jsonl.gz")) == 2
+    for content in (bytes(4096) + packed, bytes(4096), packed + bytes(9000) + packed[:-1]):
+        (tmp_path / "x.jsonl.gz").write_bytes(content)
+        with pytest.raises(DataError, match=r"x.jsonl.gz: (damaged|truncated)"):
+            read(tmp_path / "x.jsonl.gz")
+
+
+def test_a_cut_page_of_a_web_archive_is_a_reject(tmp_path: Path) -> None:
+    body = gzip.compress(b"plain text " * 100)[:-20]
+    block = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Encoding: gzip\r\n\r\n" + body
+    head = f"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: {len(block)}\r\n\r\n"
+    (tmp_path / "x.warc").write_bytes(head.encode() + block + b"\r\n\r\n")
+    [record] = read(tmp_path / "x.warc")
+    assert isinstance(record, BadRecord) and record.reason == "bad_record.unreadable"
+
+
+def test_a_file_name_that_is_no_utf8_has_a_readable_origin(tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff.jsonl"))
+    file.write_bytes(b'{"text": "x"}\n{\n')
+    assert [record.origin[len(str(tmp_path)) :] for record in read(file)] == ["/n\\xff.jsonl:1", "/n\\xff.jsonl:2"]
+    request = StageRequest("copy", (str(file),), tmp_path / "out", {}, lambda: lambda document: None)
+    assert run_stage(request)["reasons"].keys() == {"bad_record.not_json"}

@@ -59,13 +59,21 @@ def test_the_index_is_built_beside_the_store_or_where_told_and_shown(shop: Works
     [
         (("nowhere",), "no manifest.json"),
         (("--seq-len", 1), "seq_len is 1"),
-        (("--dry-run", "--figure", "picture.pdf"), "picture.svg"),
+        (("--figure", "picture.pdf"), "picture.svg"),
+        (("--figure", "none/picture.svg"), "its folder is not there"),
     ],
 )
 def test_what_cannot_be_packed_is_refused(shop: Workshop, arguments: tuple[object, ...], told: str) -> None:
     stores = () if arguments[0] == "nowhere" else (shop.root / "mixed",)
     done = shop.cpt("data", "pack", *stores, *arguments)
     assert done.code == 2 and told in done.text, done.text
+    assert not (shop.root / "mixed" / "train" / "packs").exists()
+
+
+def test_a_source_whose_name_looks_like_markup_keeps_it(workshop: Workshop) -> None:
+    workshop.store("web[red]", domain="law", train=[[1] * 9] * 9, heldout=[[1, 2]])
+    done = workshop.cpt("data", "pack", workshop.root / "web[red]", "--seq-len", 16)
+    assert done.code == 0 and done.out.count("web[red]") >= 3, done.text  # its head, and a row for each rule
 
 
 def test_an_ordered_view_gets_no_index(shop: Workshop) -> None:

@@ -173,14 +173,16 @@ def test_invalid_utf8_in_a_whole_text_file_names_the_line(tmp_path: Path) -> Non
         ("*.parquet", r"matches no file"),
         ("notes.md", r"notes.md: unknown suffix; known are .jsonl"),
         ("folder", r"folder: a folder but no saved Hugging Face dataset"),
+        ("stage/*", r"stage/documents: a folder inside of a stage's; fix: name the stage's own, .*/stage$"),
         ("dict", r"splits \['test', 'train'\]"),
     ],
 )
 def test_an_input_that_cannot_be_meant_is_refused_with_a_hint(tmp_path: Path, pattern: str, message: str) -> None:
     (tmp_path / "corpus.jsonl").write_bytes(jsonl())
     (tmp_path / "notes.md").touch()
-    for name in ("folder", "dict/train", "dict/test"):
+    for name in ("folder", "dict/train", "dict/test", "stage/documents"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "stage" / "stage.json").touch()
     (tmp_path / "dict" / "dataset_dict.json").touch()
     with pytest.raises(DataError, match=message):
         resolve_inputs([str(tmp_path / pattern)])
@@ -197,3 +199,14 @@ def test_a_saved_dataset_with_a_missing_file_is_refused(tmp_path: Path) -> None:
     arrow.write_bytes(truncated(arrow.read_bytes()))
     with pytest.raises(DataError, match="saved"):
         read(tmp_path / "saved")
+
+
+def test_one_file_under_two_names_comes_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    for other in ("folder/../a.jsonl", "link.jsonl"):
+        with pytest.raises(DataError, match=rf"{other}: given twice, once as .*a.jsonl, its documents"):
+            resolve_inputs([f"{tmp_path}/a.jsonl", f"{tmp_path}/{other}"])
+    [entry] = resolve_inputs([f"{tmp_path}/link.jsonl"])
+    assert entry.name == f"{tmp_path}/link.jsonl"

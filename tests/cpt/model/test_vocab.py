@@ -90,6 +90,17 @@ def test_every_initializer_gives_rows_of_a_usual_length() -> None:
     assert torch.allclose(rows(found)[60], rows(found)[:60].mean(0), atol=1e-6)
 
 
+def test_an_initializer_is_asked_once_per_table() -> None:
+    asked = []
+
+    def initializer(rows_VD: torch.Tensor, subtokens: Any) -> torch.Tensor:
+        asked.append(len(subtokens))
+        return INITIALIZERS["mean_of_all"](rows_VD, subtokens)
+
+    extend_vocabulary(build(60, tie_word_embeddings=False), extension(), initializer=initializer)
+    assert asked == [3, 3]
+
+
 def test_the_same_model_gives_the_same_rows_and_the_random_state_is_left_alone() -> None:
     torch.manual_seed(1)
     state = torch.random.get_rng_state()

@@ -103,6 +103,12 @@ def test_the_table_shows_the_way_of_each_share_and_warns_of_worn_out_text() -> N
     assert "warning: mind the gap" in text
 
 
+def test_a_source_whose_name_looks_like_markup_keeps_it() -> None:
+    odd = source("web[red]", "general", 10**5)
+    plan, _ = build_plan([odd], [StageWish(1000, 1.0)], seed=3, seq_len=10, global_batch_rows=100, max_epochs=1)
+    assert "web[red]" in printed(mix_facts(plan, caps(plan)))
+
+
 def test_the_picture_is_the_same_bytes_every_time_and_names_every_source(tmp_path: Path) -> None:
     plan = plan_of(*TWO_STAGES)
     facts = mix_facts(plan, caps(plan), done_step=30, changes=[20, 30])
@@ -137,7 +143,7 @@ def test_a_run_file_is_previewed_and_drawn_without_training(shop: Workshop, tmp_
     assert refused.code == 2 and "data.mix" in refused.err
 
 
-def test_a_run_folder_shows_what_is_done_and_may_be_given_another_mixture(shop: Workshop) -> None:
+def test_a_run_folder_shows_what_is_done_and_may_be_given_another_mixture(shop: Workshop, tmp_path: Path) -> None:
     done = shop.cpt("train", shop.run_file("begun", {"train.tokens": 8 * 256, "checkpoint.every_steps": 4}))
     assert done.code == 0, done.text
     run = shop.run_dir("begun")
@@ -148,7 +154,12 @@ def test_a_run_folder_shows_what_is_done_and_may_be_given_another_mixture(shop: 
     assert facts["done_tokens"] == 4 * 256 and facts["changes"] == [{"step": 4, "tokens": 4 * 256}]
     assert [told["max_epochs"] for told in facts["sources"]] == [4.0, 3.0]
     assert (run / "plan.json").read_bytes() == kept
-    assert shop.cpt("data", "preview-mix", run, *change, "--apply").code == 0
+    apply = ("data", "preview-mix", run, *change, "--apply")
+    for more in (("train.peak_lr=1",), ("checkpoint.keep_last=3",), ("--out", tmp_path / "none" / "mix.png")):
+        assert shop.cpt(*apply, *more).code == 2 and (run / "plan.json").read_bytes() == kept
+    done = shop.cpt(*apply)
+    last = "".join(done.out.split("\n")[-3:]) if done.code == 0 else done.text
+    assert f"applied from step 4 on; go on with: cpt resume {run}" in last
     assert (run / "plan.json").read_bytes() != kept
     applied = json.loads(shop.cpt("data", "preview-mix", run, "--json").out)
     assert applied["fingerprint"] == facts["fingerprint"] and applied["changes"] == facts["changes"]

@@ -221,3 +221,12 @@ def test_training_refuses_a_reference_without_words_and_an_order_out_of_range() 
 def test_training_reads_no_further_than_max_words() -> None:
     model = train_ngram(TOY * 100, TrainOptions(order=2, min_count=1, max_words=20))
     assert model.facts["documents"] == 2
+
+
+@pytest.mark.parametrize("name", [".", "..", ""])
+def test_a_folder_is_no_name_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DataError, match="a folder, not a file name"):
+        train_ngram(TOY, plain(3)).save(Path(name))
+    assert [file.name for file in tmp_path.rglob("*")] == ["here"]

@@ -1,5 +1,8 @@
 """What is written is read back, byte for byte the same each time, and a file has its name only when it is whole."""
 
+import multiprocessing
+import os
+import subprocess
 from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import Decimal
@@ -13,6 +16,7 @@ from cpt.rundir import DataError
 from data_tools.corpus.document import Document
 from data_tools.corpus.writers import open_writer
 from data_tools.sources import ReadOptions, read_documents, resolve_inputs
+from data_tools.whole_file import part_name
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 DOCUMENTS = [Document("one\ntwo", {"id": 1, "meta": {"a": [1.5]}}), Document("äöü 😀", {"id": 2, "meta": None})]
@@ -143,3 +147,30 @@ def test_any_json_document_survives_the_round_trip(
     path = tmp_path_factory.mktemp("round") / "a.jsonl.zst"
     write(path, [Document(text, fields) for text, fields in documents])
     assert read(path) == documents
+
+
+@pytest.mark.parametrize("levels", [253, 300, 1000])
+def test_fields_nested_deeper_than_the_library_writes_survive(tmp_path: Path, levels: int) -> None:
+    line = b'{"text":"t","a":%s1%s,"b":{"c":[2,{}]}}\n' % (b'[{"x":' * (levels // 2), b"}]" * (levels // 2))
+    (tmp_path / "in.jsonl").write_bytes(line)
+    [source] = resolve_inputs([str(tmp_path / "in.jsonl")])
+    documents = [record for record in read_documents(source, ReadOptions()) if isinstance(record, Document)]
+    write(tmp_path / "out.jsonl", documents)
+    assert (tmp_path / "out.jsonl").read_bytes() == line
+
+
+def test_two_processes_write_one_file_and_the_parts_of_dead_ones_go_away(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    ours = part_name("a.jsonl")
+    stale, alive = (ours.replace(f"-{os.getpid()}.", f"-{number}.") for number in (dead.pid, os.getppid()))
+    for name in (stale, alive, ".a.jsonl.00000000-1.part"):
+        (tmp_path / name).write_text("half")
+    write(tmp_path / "a.jsonl", DOCUMENTS)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([alive, ".a.jsonl.00000000-1.part", "a.jsonl"])
+    child = multiprocessing.get_context("fork").Process(target=write, args=(tmp_path / "b.jsonl", DOCUMENTS[:1]))
+    with open_writer(tmp_path / "b.jsonl") as writer:
+        writer.write(DOCUMENTS[0])
+        child.start()
+        child.join()
+    assert child.exitcode == 0 and len(read(tmp_path / "b.jsonl")) == 1

@@ -8,12 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from cpt.data.store_selection import ViewRequest, open_split, write_view
 from cpt.rundir import DataError
+from data_tools.corpus.document import Step
+from data_tools.corpus.stage import StageRequest, run_stage
 from data_tools.decontaminate.passes import DecontaminateRequest, decontaminate
 from data_tools.decontaminate.protected_texts import Protected, read_records
 from data_tools.decontaminate.report_view import render_outcome
@@ -128,11 +132,40 @@ def test_text_of_a_held_out_split_is_found_in_raw_files_and_in_stores(
     assert set(items) == {"held/valid.jsonl|valid|1", "mine|store|1"}
 
 
+def test_a_short_held_out_document_is_found_behind_a_bos_and_in_a_view_of_the_store(
+    request_of: DecontaminateRequest, tmp_path: Path
+) -> None:
+    short = "some seven geese flew over the dark lake as the bells rang for noon"
+    raw = write_jsonl(tmp_path / "held" / "valid.jsonl", [{"text": short}, {"text": "other"}])
+    train_bpe([short], out=tmp_path / "bpe", vocab_size=300)
+    build_store(StoreRequest((raw,), tmp_path / "bpe", tmp_path / "store", "s", "d", 0.0, bos_token="s"))
+    store = open_split(tmp_path / "store" / "train")
+    assert store.manifest.bos_id is not None
+    write_view(tmp_path / "view", {"train": ViewRequest(store, np.array([1, 0]), {})})
+    inputs = (write_jsonl(tmp_path / "in" / "c.jsonl", [{"text": f"Listen: {short}!"}, {"text": "clean"}]),)
+    heldout = (f"whole={tmp_path}/store/train", f"view={tmp_path}/view/train")
+    decontaminate(replace(request_of, inputs=inputs, protected=Protected(heldout=heldout, tokenizer=tmp_path / "bpe")))
+    assert kept_texts(request_of.out) == ["clean"]
+    items = json.loads((request_of.out / "contaminated_items.json").read_text())
+    assert set(items) == {"whole|store|0", "view|store|1"}
+
+
+def test_benchmark_tables_are_read_behind_urls(tmp_path: Path) -> None:
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([{"a": "no"}, {"a": CHOICE}]), tmp_path / "dev.parquet")
+    fsspec.filesystem("memory").pipe("/evals/dev.parquet", (tmp_path / "dev.parquet").read_bytes())
+    (source,) = resolve_inputs(["memory://evals/dev.parquet"])
+    assert list(read_records(source)) == [(0, {"a": "no"}), (1, {"a": CHOICE})]
+
+
 def test_what_cannot_be_looked_for_is_refused(request_of: DecontaminateRequest, tmp_path: Path) -> None:
     def refused(protected: Protected, message: str) -> None:
-        shutil.rmtree(request_of.out, ignore_errors=True)
         with pytest.raises(DataError, match=message):
             decontaminate(replace(request_of, protected=protected))
+        assert not request_of.out.exists()  # what is mended runs in the same folder
 
     given = request_of.protected.against
     refused(Protected(), "nothing to look for")
@@ -152,6 +185,34 @@ def test_a_folder_of_another_search_is_refused(request_of: DecontaminateRequest)
     decontaminate(replace(request_of, dry_run=True))
     with pytest.raises(DataError, match=r"holds the scan of another command \(other index"):
         decontaminate(replace(request_of, protected=replace(request_of.protected, ngram=12)))
+
+
+def test_nothing_is_written_into_a_folder_that_is_refused(request_of: DecontaminateRequest, tmp_path: Path) -> None:
+    def refused(request: DecontaminateRequest, message: str) -> None:
+        before = {file: file.read_bytes() for file in request.out.rglob("*") if file.is_file()}
+        with pytest.raises(DataError, match=message):
+            decontaminate(request)
+        assert {file: file.read_bytes() for file in request.out.rglob("*") if file.is_file()} == before
+
+    cleaned = replace(request_of, out=tmp_path / "cleaned")
+    run_stage(StageRequest("clean", request_of.inputs, cleaned.out, {}, make_step=_keep_all))
+    refused(cleaned, 'cleaned: holds the output of another command .verb: "clean" there, "decontaminate" now')
+    assert not (cleaned.out / "scan").exists()
+    decontaminate(request_of)
+    refused(replace(request_of, max_documents=1), "holds the output of another command .identity")
+    refused(replace(request_of, max_documents=1, dry_run=True), "holds the output of another command .identity")
+    write_jsonl(tmp_path / "raw" / "a.jsonl", [])
+    refused(replace(request_of, out=tmp_path / "raw"), r"holds \['a.jsonl'\] but no scan")
+
+
+def test_a_run_whose_scan_was_deleted_scans_again(request_of: DecontaminateRequest) -> None:
+    whole = decontaminate(request_of)
+    shutil.rmtree(request_of.out / "scan")
+    assert decontaminate(request_of) == whole
+
+
+def _keep_all() -> Step:
+    return lambda document: None
 
 
 def test_the_outcome_is_readable_in_each_state(request_of: DecontaminateRequest) -> None:

@@ -10,15 +10,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt.rundir import DataError
-from data_tools.dedup import buckets, candidates
+from data_tools.corpus.executors import PASSES
+from data_tools.dedup import buckets, candidates, lines
+from data_tools.dedup.columns import save_array
 from data_tools.dedup.pipeline import dedup
-from data_tools.dedup.request import DedupRequest, LineRule, Source
+from data_tools.dedup.removals import REMOVAL
+from data_tools.dedup.request import DedupRequest, LineRule, Numbering, Source, Unit
 from data_tools.sources import ReadOptions, read_documents, resolve_inputs
 
 Write = Callable[[str, Sequence[str]], Path]
@@ -185,6 +189,25 @@ def test_lines_that_repeat_go_from_every_document_and_copies_do_not_count(tmp_pa
     assert report["sources"][1]["removed_line_bytes"] == 4 * (len(footer) + 3)
 
 
+def test_documents_of_short_lines_cost_no_memory_and_move_the_bar(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, steps = [], []
+    monkeypatch.setattr(lines, "_write_counts", lambda file, held: written.append(len(held)) or 0)
+    monkeypatch.setattr(lines, "advance", steps.append)
+    short = write("short", [f"verse {i}\nof short lines" for i in range(2000)])
+    unit = Unit(0, 0, resolve_inputs([str(short)])[0])
+    for folder in ("removals", "lines"):
+        (tmp_path / folder).mkdir()
+    save_array(tmp_path / "removals" / "none.npy", np.empty(0, REMOVAL))
+    numbering = Numbering.of([2000])
+    counting = lines.CountLinesPass(
+        (unit,), ReadOptions(), LineRule(), numbering, 0, tmp_path / "removals" / "none.npy", tmp_path / "lines"
+    )
+    assert counting(0) == {"lines": 0} and written == [0]
+    assert sum(steps) == short.stat().st_size and len(steps) >= 8
+
+
 FAMILIES = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 25), st.integers(0, 2)), min_size=1, max_size=24)
 
 
@@ -258,6 +281,17 @@ def test_tasks_go_on_as_far_as_the_others_are_and_end_with_the_same_bytes(
     assert tree_hash(tmp_path / "one") == tree_hash(tmp_path / "tasks")
     assert dedup(replace(request, out=tmp_path / "rest", task=(1, 2))) == {}
     assert without_work(dedup(replace(request, out=tmp_path / "rest"))) == without_work(report)
+
+
+def test_more_sources_need_no_more_turns(tmp_path: Path, write: Write, make_text: Make) -> None:
+    files = [write(f"f{i}", [make_text(i), make_text(0)]) for i in range(18)]
+
+    def turns(num_sources: int) -> int:
+        out = tmp_path / f"out{num_sources}"
+        request = request_of(out, {f"s{i}": files[2 * i : 2 * i + 2] for i in range(num_sources)})
+        return next(turn for turn in range(40) if dedup(replace(request, task=(turn % 2, 2))))
+
+    assert turns(9) == turns(2) <= 2 * PASSES["dedup"]
 
 
 def test_killed_before_any_of_its_files_appears_it_goes_on_to_the_same_bytes(

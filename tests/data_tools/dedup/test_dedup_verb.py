@@ -20,7 +20,9 @@ def test_sources_keep_their_order_and_references_come_first() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["x.jsonl", "=x", "a=", "../a=x", "a/b=x", "work=x", "against=x", ".a=x"])
+@pytest.mark.parametrize(
+    "text", ["x.jsonl", "=x", "a=", "../a=x", "a/b=x", "work=x", "against=x", "report.json=x", "dedup.json=x", ".a=x"]
+)
 def test_a_source_without_a_usable_name_is_refused(text: str) -> None:
     with pytest.raises(DataError, match="--source"):
         parse_sources([text], [])

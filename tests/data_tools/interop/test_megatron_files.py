@@ -257,3 +257,18 @@ def test_both_verbs_say_what_they_made(workshop: Any, tokenizer: Path) -> None:
     assert done.code == 0 and "2 documents, 5 tokens as uint16" in " ".join(done.out.split())
     refused = workshop.cpt(*command, "--json")
     assert refused.code == 2 and "exists; fix: --out with another prefix" in " ".join(refused.err.split())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 1, "x": 2}'])
+def test_a_damaged_state_of_an_import_is_named(tmp_path: Path, tokenizer: Path, content: str) -> None:
+    write_index(tmp_path / "m", [[10]], [0, 1])
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "import.json").write_text(content)
+    with pytest.raises(DataError, match=r"import.json: damaged .*fix: delete the folder and run again"):
+        import_megatron(request(tmp_path, tokenizer))
+
+
+@pytest.mark.parametrize("prefix", [".", "..", "a/..", "/", ".bin"])
+def test_a_folder_is_no_prefix(tmp_path: Path, prefix: str) -> None:
+    with pytest.raises(DataError, match="no prefix of file names; fix: end it with a name"):
+        export_megatron(store(tmp_path / "s"), Path(prefix))

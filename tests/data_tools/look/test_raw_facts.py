@@ -30,7 +30,7 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def facts_of(path: Path, **given: Any) -> dict[str, Any]:
+def facts_of(path: Path | str, **given: Any) -> dict[str, Any]:
     (source,) = json.loads(json.dumps(inspect_sources([path], Look(**given))))["sources"]
     assert isinstance(source, dict)
     return source
@@ -59,6 +59,25 @@ def test_a_large_corpus_is_seen_by_the_first_documents_of_its_files(
 def test_fertility_comes_with_a_tokenizer(corpus: Path, tmp_path: Path) -> None:
     facts = facts_of(corpus, tokenizer=train_bpe([LINE], out=tmp_path / "bpe", vocab_size=280))
     assert facts["tokens_per_word"] > 1 and facts["bytes_per_token"] == facts["characters_per_token"] > 0.9
+
+
+def test_a_tokenizer_without_eos_counts_as_well(corpus: Path, tmp_path: Path) -> None:
+    tokenizer = train_bpe([LINE], out=tmp_path / "bpe", vocab_size=280)
+    expected = facts_of(corpus, tokenizer=tokenizer)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tokenizer / name).unlink(missing_ok=True)
+    assert facts_of(corpus, tokenizer=tokenizer) == expected
+
+
+def test_urls_and_names_of_the_hub_stay_what_they_are(corpus: Path) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/looked/a.jsonl", (corpus / "a.jsonl").read_bytes())
+    remote, local = facts_of("memory://looked/a.jsonl"), facts_of(f"file://{corpus}/a.jsonl")
+    assert (remote["label"], remote["path"]) == ("looked/a.jsonl", "memory://looked/a.jsonl")
+    assert remote["lengths"] == local["lengths"] and local["label"] == "corpus/a.jsonl"
+    with pytest.raises(DataError, match="hf://a/b/c/d/e: not a hub name"):
+        facts_of("hf://a/b/c/d/e")
 
 
 def test_a_stage_tells_what_it_dropped(corpus: Path, tmp_path: Path) -> None:

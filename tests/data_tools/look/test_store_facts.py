@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from cpt.data.store_selection import ViewRequest, open_split, write_view
 from cpt.data.token_store import StoreLabel, TokenizerFacts, TokenStore, write_split
 from cpt.rundir import DataError
 from data_tools.look import store_facts
@@ -110,6 +111,27 @@ def test_the_table_shows_counts_and_one_panel_per_document(store: Path) -> None:
     text = printed(store) + printed(store / "train", tokenizer=store.parent / "bpe")
     assert "pets / animals" in text and "train document 2 · from token" in text
     assert "two cats and a dog<|endoftext|>" in text
+
+
+def test_a_view_is_shown_as_a_store_is_and_names_it(store: Path, tmp_path: Path) -> None:
+    whole = open_split(store / "train")
+    write_view(tmp_path / "view", {"train": ViewRequest(whole, np.array([2, 0]), {"first": 2}, "ascending")})
+    (view,) = inspect(tmp_path / "view", tokenizer=tmp_path / "bpe")
+    assert (view["documents"], view["view"]["of_documents"], view["view"]["order"]) == (2, 4, "ascending")
+    assert [entry["text"] for entry in view["first_documents"]] == ["three<|endoftext|>", "one cat<|endoftext|>"]
+    (again,) = inspect(tmp_path / "view" / "train")
+    assert again["tokens"] == sum(entry["tokens"] for entry in view["first_documents"])
+    text = printed(tmp_path / "view")
+    assert "view of" in text and "(4 documents), order" in text and "shard" not in text
+
+
+def test_the_sample_counts_neither_bos_nor_eos(tmp_path: Path) -> None:
+    train_bpe(TEXTS, out=tmp_path / "bpe", vocab_size=270)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    inputs = (str(tmp_path / "a.jsonl"),)
+    build_store(StoreRequest(inputs, tmp_path / "bpe", tmp_path / "store", "p", "a", 0.0, bos_token="o"))
+    (train,) = inspect(tmp_path / "store" / "train", tokenizer=tmp_path / "bpe")
+    assert train["tokens_per_word"] == round((train["tokens"] - 2 * 4) / 10, 4)
 
 
 def test_another_tokenizer_is_refused(store: Path, tmp_path: Path) -> None:

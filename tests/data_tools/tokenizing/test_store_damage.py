@@ -7,13 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cpt.rundir import DataError
+from data_tools.sources import ReadOptions, resolve_inputs
 from data_tools.store_builder import StoreRequest, build_store, predict_store, verify_store
+from data_tools.tokenizing import prediction
+from data_tools.tokenizing.jobs import BATCH_BYTES, Reading, make_jobs
+from data_tools.tokenizing.request import BadRecords
 
 ROOT = Path(__file__).parents[3]
 JOB = """
@@ -147,3 +153,55 @@ def test_a_damaged_store_fails_verification_with_the_name_of_the_file(tales: Sto
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DataError, match=r"heldout/documents_00000.bin: sha256 is"):
         verify_store(tales.out)
+
+
+def test_nothing_but_rejects_is_written_in_segments_of_bounded_size(tmp_path: Path) -> None:
+    line = b'{"title": "' + b"x" * 2000 + b'"}\n'
+    (tmp_path / "a.jsonl").write_bytes(line * 5000 + b'{"text": "end"}\n')
+    reading = Reading(ReadOptions(), "reject", 0.0, 4 << 20, None)
+    found = list(make_jobs(resolve_inputs([str(tmp_path / "a.jsonl")]), reading, 0, 0))
+    sizes = [sum(len(reject.raw) for reject in job.rejects) for job in found]
+    assert sum(map(len, (job.rejects for job in found))) == 5000 and max(sizes) <= BATCH_BYTES
+    assert sum(job.ends_segment for job in found) >= 3 and found[-1].texts == [b"end"]
+
+
+@pytest.mark.parametrize(
+    ("line", "bad_records"),
+    [
+        (b'{"title": "' + b"x" * 2000 + b'"}\n', "reject"),
+        (b'{"text": "", "title": "' + b"x" * 2000 + b'"}\n', "reject"),
+        (b'{"text": ""}\n', "fail"),
+        (b"\n", "fail"),
+    ],
+)
+def test_the_look_at_an_input_without_text_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, bad_records: BadRecords
+) -> None:
+    monkeypatch.setattr(prediction, "_GIVE_UP_BYTES", 1 << 20)
+    size = 4 << 20
+    (tmp_path / "a.jsonl").write_bytes(line * (size // len(line)))
+    inputs = resolve_inputs([str(tmp_path / "a.jsonl")])
+    assert not prediction.take_sample(inputs, ReadOptions(), bad_records).texts
+    assert inputs[0].done_bytes < size // 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: {"format_version": 2},
+        lambda raw: [],
+        lambda raw: raw | {"x": 1},
+        lambda raw: raw | {"record": "1"},
+        lambda raw: raw | {"request": {}},
+        lambda raw: raw | {"label": {}},
+        lambda raw: raw | {"rejected": {"a": None}},
+        lambda raw: raw | {"splits": {"train": raw["splits"]["train"]}},
+        lambda raw: raw | {"splits": raw["splits"] | {"train": {"shards": [{"tokens": 1}]}}},
+    ],
+)
+def test_a_damaged_state_of_a_build_is_named(tales: StoreRequest, damage: Callable[[Any], Any]) -> None:
+    build_store(tales)
+    file = tales.out / "build.json"
+    file.write_text(json.dumps(damage(json.loads(file.read_text()))))
+    with pytest.raises(DataError, match=r"build.json: damaged .*fix: delete the folder and run again"):
+        build_store(tales)

@@ -2,12 +2,14 @@
 
 import json
 import random
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from cpt.data.vocabulary import VocabularyExtension, read_extension
 from cpt.rundir import DataError
@@ -16,6 +18,7 @@ from data_tools.train_tokenizer import EOS_TOKEN, train_bpe
 from data_tools.vocabulary.base_tokenizer import kind_of_pieces
 from data_tools.vocabulary.extend import ExtendRequest, extend_tokenizer
 from data_tools.vocabulary.merges import MARKS, NEVER, PLAIN, SPACE, SPACE_MARKS, SPACE_PLAIN, SPACES
+from data_tools.vocabulary.show import render_extension
 from data_tools.vocabulary.train import TrainRequest, train_tokenizer
 
 SENTENCE = "the cat sat on the mat and the dog ran over the old bridge to the town every day in the sun"
@@ -204,6 +207,8 @@ def test_what_cannot_be_extended_is_refused_with_a_way_out(
         extend(wordpiece, corpora, tmp_path / "out")
     with pytest.raises(DataError, match="measured and not learned from"):
         extend(byte_level, corpora[:1], tmp_path / "out")
+    with pytest.raises(DataError, match="has no name"):  # general text would be learned from
+        extend(byte_level, (corpora[0].removeprefix("general="), corpora[1]), tmp_path / "out")
     with pytest.raises(DataError, match=r"occurs 100000 times.*--min-count"):
         extend(byte_level, corpora, tmp_path / "out", min_count=100_000)
     with pytest.raises(DataError, match="--num-tokens 0"):
@@ -232,3 +237,14 @@ def test_a_piece_model_with_tokens_added_behind_it_is_refused(
 )
 def test_pieces_hold_letters_or_marks_and_a_space_in_front(piece: str, kind: int) -> None:
     assert kind_of_pieces(piece) == kind
+
+
+def test_a_token_that_looks_like_markup_is_shown_as_it_is(byte_level: Path, tmp_path: Path) -> None:
+    code = write_corpus(tmp_path / "code.jsonl", ["[/]", "[red]"])
+    facts = extend(byte_level, (f"code[b]={code}",), tmp_path / "tok[i]")
+    assert any("[/]" in row["text"] for row in facts["tokens"])
+    console = Console(file=StringIO(), width=300)
+    console.print(render_extension(facts))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(repr(row["text"]) in shown for row in facts["tokens"])
+    assert shown.count("code[b]") == 2 and f"model.tokenizer={tmp_path / 'tok[i]'}" in shown

@@ -26,6 +26,17 @@ def test_sources_are_named_or_take_the_name_of_their_file() -> None:
         parse_sources(["medical="])
 
 
+def test_files_of_two_folders_do_not_become_one_source_unasked() -> None:
+    for first, second in (("general/train.jsonl", "law/train.jsonl"), ("general/train/*.jsonl", "law/train/*.jsonl")):
+        with pytest.raises(DataError, match=r"both would be 'train'; fix: name them NAME=PATTERN"):
+            parse_sources([first, second])
+    assert parse_sources(["law/train.jsonl", "law/train.parquet"]) == {
+        "train": ["law/train.jsonl", "law/train.parquet"]
+    }
+    with pytest.raises(DataError, match=r"'law/x=1/train\.jsonl': has no name"):
+        parse_sources(["general=g.jsonl", "law/x=1/train.jsonl"], named=True)
+
+
 def test_every_file_gives_its_share_and_what_one_lacks_the_next_may_give(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", ["a" * 10])
     write(tmp_path / "b.jsonl", [f"b{i:09d}" for i in range(100)])

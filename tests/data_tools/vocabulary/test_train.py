@@ -1,17 +1,21 @@
 """New tokenizers of every kind: one set of ids for store and transformers, every text comes back, equal bytes."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from cpt.rundir import DataError
 from data_tools.encoders import load_decoder, load_encoder
 from data_tools.sources import ReadOptions
-from data_tools.vocabulary.fertility import compare_tokenizers
+from data_tools.train_tokenizer import EOS_TOKEN
+from data_tools.vocabulary.fertility import compare_tokenizers, render_comparison
 from data_tools.vocabulary.samples import make_samples
+from data_tools.vocabulary.show import render_training
 from data_tools.vocabulary.train import KINDS, TrainRequest, train_tokenizer
 
 LINES = [
@@ -73,6 +77,9 @@ def test_impossible_requests_are_refused(corpus: str, tmp_path: Path) -> None:
         train_tokenizer(TrainRequest((corpus,), tmp_path / "t", vocab_size=270, kind="spm-bpe"))
     with pytest.raises(DataError, match="--kind wordpiece"):
         train_tokenizer(TrainRequest((corpus,), tmp_path / "t", kind="wordpiece"))
+    for kind, tokens in (("bpe", ("<x>", "<x>")), ("bpe", ("",)), ("bpe", (EOS_TOKEN,)), ("spm-bpe", ("</s>",))):
+        with pytest.raises(DataError, match="--special-token"):
+            train_tokenizer(TrainRequest((corpus,), tmp_path / "t", kind=kind, special_tokens=tokens))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
     with pytest.raises(DataError, match="already holds something"):
@@ -87,3 +94,13 @@ def test_tokenizers_are_compared_on_the_same_held_back_texts(corpus: str, tmp_pa
     facts = compare_tokenizers(paths, make_samples([corpus], sample_bytes=10**6, read=ReadOptions()))
     small, large = (facts["tokenizers"][str(path)]["sources"]["mixed"] for path in paths)
     assert small["bytes"] == large["bytes"] and small["bytes_per_token"] < large["bytes_per_token"]
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(corpus: str, tmp_path: Path) -> None:
+    out = tmp_path / "tok[i]"
+    facts = train_tokenizer(TrainRequest((f"web[red]={corpus}",), out, vocab_size=300))
+    compared = compare_tokenizers([out], make_samples([f"web[red]={corpus}"], sample_bytes=10**6, read=ReadOptions()))
+    console = Console(file=StringIO(), width=300)
+    console.print(render_training(facts), render_comparison(compared))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("web[red]") == 2 and f"{out}:" in shown
