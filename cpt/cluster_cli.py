@@ -5,11 +5,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cpt.cli_options import Json
 from cpt.plan_cli import print_facts
 
 cluster_app = typer.Typer()  # its verbs are `cpt data` ones, see cpt.data_cli
-
-Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
 @cluster_app.command(rich_help_panel="Clusters")

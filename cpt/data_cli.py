@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cpt.cli_options import Json, TextKey, TxtDocuments, Workers, local
 from cpt.cluster_cli import cluster_app
 from cpt.plan_cli import print_facts
 from cpt.store_cli import store_app
@@ -15,20 +16,10 @@ data_app.add_typer(cluster_app)
 data_app.add_typer(vocabulary_app)
 data_app.add_typer(store_app)
 
-TxtDocuments = Literal["file", "blank-line"]
 MoreInputs = Annotated[
     list[str] | None, typer.Argument(metavar="[FILE]...", help="more inputs, as a shell expands a glob")
 ]
 BadRecords = Literal["reject", "fail"]
-
-
-def _local(out: Path | None) -> Path | None:
-    if out is not None and out.parts and out.parts[0].endswith(":"):
-        raise typer.BadParameter("must be a local folder; `cpt data convert` writes to URLs")
-    return out
-
-
-Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
 @data_app.command(rich_help_panel="Documents")
@@ -39,8 +30,8 @@ def inspect(
     sample_documents: Annotated[int, typer.Option(help="documents of each source to look at", min=1)] = 2000,
     seq_len: Annotated[int, typer.Option(help="length of the packed rows shown", min=2)] = 512,
     num_rows: Annotated[int, typer.Option(help="packed rows to show from each store's split", min=0)] = 1,
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
-    html: Annotated[Path | None, typer.Option(help="write the same as one HTML page")] = None,
+    text_key: TextKey = "text",
+    html: Annotated[Path | None, typer.Option(callback=local, help="write the same as one HTML page")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what is in data, sources side by side: cpt data inspect stores/medical stores/general --tokenizer TOKENIZER
@@ -66,10 +57,10 @@ def clean(
         list[str] | None, typer.Option("--input", help="files, globs or a stage folder; repeatable")
     ] = None,
     more_inputs: MoreInputs = None,
-    out: Annotated[Path | None, typer.Option(callback=_local, help="gets documents, rejects, counts by reason")] = None,
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
-    txt_documents: Annotated[TxtDocuments, typer.Option(help="what one document of a .txt file is")] = "file",
-    workers: Annotated[int, typer.Option(help="parallel workers; the output does not depend on it", min=1)] = 2,
+    out: Annotated[Path | None, typer.Option(callback=local, help="gets documents, rejects, counts by reason")] = None,
+    text_key: TextKey = "text",
+    txt_documents: TxtDocuments = "file",
+    workers: Workers = 2,
     task: Annotated[str, typer.Option(metavar="I/N", help="only part I of N, counted from 0")] = "0/1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="try the rules on a sample, write nothing")] = False,
     num_documents: Annotated[int, typer.Option(help="documents of a dry run", min=1)] = 1000,
@@ -106,13 +97,13 @@ def clean(
 @data_app.command("train-ngram", rich_help_panel="Documents")
 def train_ngram(
     inputs: Annotated[list[str], typer.Option("--input", help="reference texts: files or globs; repeatable")],
-    out: Annotated[Path, typer.Option(callback=_local, help="the model, a .npz")],
+    out: Annotated[Path, typer.Option(callback=local, help="the model, a .npz")],
     more_inputs: MoreInputs = None,
     order: Annotated[int, typer.Option(help="longest n-gram", min=1, max=6)] = 3,
     prune: Annotated[int, typer.Option(help="drop n-grams of 3 words and more seen so often or less", min=0)] = 1,
     min_count: Annotated[int, typer.Option(help="words seen less often are unknown words", min=1)] = 2,
     max_words: Annotated[int, typer.Option(help="read no more; some 100 bytes of memory each", min=1)] = 20_000_000,
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
+    text_key: TextKey = "text",
     as_json: Json = False,
 ) -> None:
     """Train the word n-gram model that ngram_perplexity and `score` use: cpt data train-ngram --input
@@ -138,8 +129,8 @@ def convert(
     suffix: Annotated[
         Literal[".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"], typer.Option("--format", help="of the files")
     ] = ".jsonl.zst",
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
-    txt_documents: Annotated[TxtDocuments, typer.Option(help="what one document of a .txt file is")] = "file",
+    text_key: TextKey = "text",
+    txt_documents: TxtDocuments = "file",
     bad_records: Annotated[BadRecords, typer.Option(help="leave damaged records out, or stop at the first")] = "fail",
     as_json: Json = False,
 ) -> None:
@@ -161,7 +152,7 @@ def dedup(
         list[str],
         typer.Option("--source", metavar="NAME=FILES", help="order is priority, first keeps; repeatable, domain first"),
     ],
-    out: Annotated[Path, typer.Option(callback=_local, help="folder for NAME/documents, NAME/rejects and report.json")],
+    out: Annotated[Path, typer.Option(callback=local, help="folder for NAME/documents, NAME/rejects and report.json")],
     against: Annotated[
         list[str] | None, typer.Option(help="files to compare with but not to write: held-out texts; repeatable")
     ] = None,
@@ -171,9 +162,9 @@ def dedup(
     lines: Annotated[bool, typer.Option(help="then remove lines that repeat across the corpus")] = False,
     line_chars: Annotated[int, typer.Option(help="shortest line that --lines removes, in characters")] = 40,
     line_repeats: Annotated[int, typer.Option(help="--lines removes what comes more often than this")] = 6,
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
-    txt_documents: Annotated[TxtDocuments, typer.Option(help="what one document of a .txt file is")] = "file",
-    workers: Annotated[int, typer.Option(help="parallel workers; the output does not depend on it", min=1)] = 2,
+    text_key: TextKey = "text",
+    txt_documents: TxtDocuments = "file",
+    workers: Workers = 2,
     task: Annotated[str, typer.Option(help="i/n: the i-th of n tasks, on any machine that sees --out")] = "0/1",
     wait_minutes: Annotated[float, typer.Option(help="how long a task waits for others between passes", min=0)] = 0,
     as_json: Json = False,
@@ -206,7 +197,7 @@ def dedup(
 @data_app.command(rich_help_panel="Documents")
 def decontaminate(
     inputs: Annotated[list[str], typer.Option("--input", help="files, globs or a stage folder; repeatable")],
-    out: Annotated[Path, typer.Option(callback=_local, help="gets documents, rejects and reports")],
+    out: Annotated[Path, typer.Option(callback=local, help="gets documents, rejects and reports")],
     more_inputs: MoreInputs = None,
     against: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILES", help="benchmark items, .jsonl or .parquet; repeatable")
@@ -226,9 +217,9 @@ def decontaminate(
     max_documents: Annotated[
         int, typer.Option(help="ignore n-grams that more documents hold (GPT-3: 10); 0: all count", min=0)
     ] = 0,
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
-    txt_documents: Annotated[TxtDocuments, typer.Option(help="what one document of a .txt file is")] = "file",
-    workers: Annotated[int, typer.Option(help="parallel workers; the output does not depend on it", min=1)] = 2,
+    text_key: TextKey = "text",
+    txt_documents: TxtDocuments = "file",
+    workers: Workers = 2,
     task: Annotated[str, typer.Option(help="i/n: only part i of n, counted from 0")] = "0/1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="look and report, write no documents")] = False,
     as_json: Json = False,
@@ -258,7 +249,7 @@ def tokenize(
         list[str], typer.Option("--input", help="files, globs, a saved dataset folder or hf://name; repeatable")
     ],
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, Hugging Face folder or sentencepiece .model")],
-    out: Annotated[Path, typer.Option(callback=_local, help="store folder; gets train/ and heldout/")],
+    out: Annotated[Path, typer.Option(callback=local, help="store folder; gets train/ and heldout/")],
     source: Annotated[str, typer.Option(help="name of this corpus in run files and reports")],
     domain: Annotated[
         str, typer.Option(help="label: 'general' for data to replay, anything else is a domain to learn")
@@ -267,8 +258,8 @@ def tokenize(
     heldout_fraction: Annotated[
         float, typer.Option(help="share of documents held out, chosen by document hash")
     ] = 0.01,
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
-    txt_documents: Annotated[TxtDocuments, typer.Option(help="what one document of a .txt file is")] = "file",
+    text_key: TextKey = "text",
+    txt_documents: TxtDocuments = "file",
     eos_token: Annotated[str | None, typer.Option(help="end-of-document token, where the tokenizer names none")] = None,
     bos_token: Annotated[
         str, typer.Option(help="token before every document; auto: what the tokenizer itself puts there; none")
@@ -329,8 +320,8 @@ def score(
     store: Annotated[Path, typer.Argument(help="a split of a token store, e.g. stores/medical/train")],
     model: Annotated[Path, typer.Option(help="model of `cpt data train-ngram`")],
     tokenizer: Annotated[Path, typer.Option(help="the store's tokenizer")],
-    out: Annotated[Path, typer.Option(callback=_local, help="the .npy of scores; a .json says what they are of")],
-    workers: Annotated[int, typer.Option(help="parallel workers; the output does not depend on it", min=1)] = 2,
+    out: Annotated[Path, typer.Option(callback=local, help="the .npy of scores; a .json says what they are of")],
+    workers: Workers = 2,
     as_json: Json = False,
 ) -> None:
     """Perplexity of every document of a store, for views of it: cpt data score stores/medical/train --model

@@ -5,12 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from cpt.cli_options import Json, local
 from cpt.plan_cli import print_facts
 from cpt.problems import ConfigError, Problem
 
 store_app = typer.Typer()  # its verbs are `cpt data` ones, see cpt.data_cli
-
-Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
 @store_app.command(rich_help_panel="Token stores")
@@ -21,9 +20,10 @@ def pack(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the consequences, build no index")] = False,
     pack_dir: Annotated[
-        Path | None, typer.Option(help="folder for the indexes, as data.pack_dir; default: beside each store")
+        Path | None,
+        typer.Option(callback=local, help="for the indexes, as data.pack_dir; default: beside each store"),
     ] = None,
-    figure: Annotated[Path | None, typer.Option(help="write the lengths and cuts as an .svg picture")] = None,
+    figure: Annotated[Path | None, typer.Option(callback=local, help="draw the lengths and cuts: an .svg")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what packing does to documents (fill, cuts, lengths) and build the best_fit index: cpt data pack
@@ -42,7 +42,7 @@ def pack(
 @store_app.command(rich_help_panel="Token stores")
 def view(
     store: Annotated[Path, typer.Argument(help="store (or view) folder to choose documents from")],
-    out: Annotated[Path, typer.Option(help="folder of the view; usable wherever a store is")],
+    out: Annotated[Path, typer.Option(callback=local, help="folder of the view; usable wherever a store is")],
     scores: Annotated[Path | None, typer.Option(help="scores.npy of `cpt data score`, lower is better")] = None,
     heldout_scores: Annotated[
         Path | None, typer.Option(help="scores of the held-out split, to choose from it too; default: all of it")
@@ -84,7 +84,7 @@ def preview_mix(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[a.b=c]...", help="fields to change, e.g. replay.share_general=0.4")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="also draw it: writes this .png and an .svg beside it")] = None,
+    out: Annotated[Path | None, typer.Option(callback=local, help="draw it: this .png, an .svg beside it")] = None,
     apply: Annotated[
         bool, typer.Option("--apply", help="give RUN_DIR this mixture from its newest checkpoint on; train nothing")
     ] = False,
@@ -109,7 +109,7 @@ def preview_mix(
 @store_app.command(rich_help_panel="Other formats")
 def export_megatron(
     store: Annotated[Path, typer.Argument(help="a split of a token store, e.g. stores/medical/train")],
-    out: Annotated[Path, typer.Option(help="prefix; gives PREFIX.bin and PREFIX.idx")],
+    out: Annotated[Path, typer.Option(callback=local, help="prefix; gives PREFIX.bin and PREFIX.idx")],
     as_json: Json = False,
 ) -> None:
     """Write a split for Megatron's IndexedDataset: cpt data export-megatron stores/web/train --out megatron/web"""
@@ -122,7 +122,7 @@ def export_megatron(
 def import_megatron(
     prefix: Annotated[Path, typer.Argument(help="prefix of PREFIX.bin and PREFIX.idx")],
     tokenizer: Annotated[Path, typer.Option(help="the tokenizer that made the file")],
-    out: Annotated[Path, typer.Option(help="store folder; gets train/ and heldout/")],
+    out: Annotated[Path, typer.Option(callback=local, help="store folder; gets train/ and heldout/")],
     source: Annotated[str, typer.Option(help="name of this corpus in run files and reports")],
     domain: Annotated[str, typer.Option(help="label: 'general' for data to replay, else a domain to learn")],
     heldout_fraction: Annotated[float, typer.Option(help="share held out, chosen by hash of the ids")] = 0.01,

@@ -5,11 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from cpt.cli_options import Json, TextKey, local
 from cpt.plan_cli import print_facts
 
 vocabulary_app = typer.Typer()  # its verbs are `cpt data` ones, see cpt.data_cli
-
-Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
 @vocabulary_app.command("train-tokenizer", rich_help_panel="Vocabulary")
@@ -17,7 +16,7 @@ def train_tokenizer(
     inputs: Annotated[
         list[str], typer.Option("--input", metavar="[NAME=]PATTERN", help="texts to learn from; repeatable")
     ],
-    out: Annotated[Path, typer.Option(help="new folder for the tokenizer")],
+    out: Annotated[Path, typer.Option(callback=local, help="new folder for the tokenizer")],
     vocab_size: Annotated[int, typer.Option(help="tokens, bytes and special ones included")] = 32_000,
     kind: Annotated[
         Literal["bpe", "spm-bpe", "spm-unigram"], typer.Option(help="byte-level BPE, or sentencepiece's BPE or unigram")
@@ -26,7 +25,7 @@ def train_tokenizer(
     special_tokens: Annotated[
         list[str] | None, typer.Option("--special-token", help="a further special token, beside EOS; repeatable")
     ] = None,
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
+    text_key: TextKey = "text",
     as_json: Json = False,
 ) -> None:
     """Train a tokenizer: cpt data train-tokenizer --input law='law/*.jsonl.zst' --input web.parquet --out tok"""
@@ -49,12 +48,12 @@ def extend_tokenizer(
         list[str],
         typer.Option("--source", metavar="NAME=PATTERN", help="learned from, but for 'general': only measured"),
     ],
-    out: Annotated[Path, typer.Option(help="new folder for the extended tokenizer")],
+    out: Annotated[Path, typer.Option(callback=local, help="new folder for the extended tokenizer")],
     num_tokens: Annotated[int, typer.Option(help="new tokens, at most")] = 2000,
     min_count: Annotated[int, typer.Option(help="times a new token must stand in the sample", min=1)] = 100,
     sample_bytes: Annotated[int, typer.Option(help="text to read, spread over the sources", min=1)] = 50_000_000,
     eos_token: Annotated[str | None, typer.Option(help="end-of-document token, where the tokenizer names none")] = None,
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
+    text_key: TextKey = "text",
     as_json: Json = False,
 ) -> None:
     """Add domain or language tokens, old ids unchanged: cpt data extend-tokenizer --tokenizer base_hf --source
@@ -78,7 +77,7 @@ def fertility(
     sources: Annotated[list[str], typer.Option("--source", metavar="NAME=PATTERN", help="texts; repeatable")],
     sample_bytes: Annotated[int, typer.Option(help="text to read, spread over the sources", min=1)] = 20_000_000,
     eos_token: Annotated[str | None, typer.Option(help="end-of-document token, where a tokenizer names none")] = None,
-    text_key: Annotated[str, typer.Option(help="JSON key or table column that holds the text")] = "text",
+    text_key: TextKey = "text",
     as_json: Json = False,
 ) -> None:
     """Compare tokenizers: cpt data fertility --tokenizer base_hf --tokenizer tok_medical --source medical='med/*'"""

@@ -31,6 +31,7 @@ FLOORS = (
     ("cpt.offline",),  # verbs on finished runs: they take a run's objects without its loop
     ("cpt.quickstart_runs", "cpt.quickstart_crew"),
     ("cpt.quickstart", "cpt.plan_cli"),
+    ("cpt.cli_options",),
     ("cpt.store_cli", "cpt.vocabulary_cli", "cpt.cluster_cli"),
     ("cpt.data_cli",),
     # The two entry points. cpt.train.main lies in train/ because `deepspeed --module` names it, yet starts a whole run.

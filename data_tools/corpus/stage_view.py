@@ -31,7 +31,7 @@ def convert_with_progress(request: ConvertRequest) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
     ) as bar:

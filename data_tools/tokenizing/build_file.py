@@ -110,7 +110,7 @@ def _split_state(raw: object, where: str) -> SplitState:
         check_integer(f"{where}.shards: documents", shard.documents, low=0)
     check_integer(f"{where}.utf8_bytes", state["utf8_bytes"], low=0)
     bytes.fromhex(state["content_hash"])
-    return SplitState(list(shards), state["utf8_bytes"], state["content_hash"])
+    return SplitState.from_dict(state)
 
 
 @contextlib.contextmanager
