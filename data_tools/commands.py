@@ -23,7 +23,12 @@ from data_tools.tokenizing.prediction import Prediction, readable
 
 def tokenize_with_progress(request: StoreRequest, *, as_json: bool) -> StoreResult:
     """Build the store with a bar on a terminal, then print the counts."""
-    columns = (TextColumn("tokenizing {task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("tokenizing {task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
     ) as bar:

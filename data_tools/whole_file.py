@@ -52,7 +52,8 @@ def _remove_left_overs(folder: Path) -> None:
     for entry in os.scandir(folder):
         match = pattern.fullmatch(entry.name)
         if match and not _is_alive(int(match[1])):
-            Path(entry.path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+                os.unlink(entry.path)
 
 
 def _is_alive(process: int) -> bool:

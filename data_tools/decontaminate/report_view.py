@@ -18,7 +18,7 @@ _SHOWN_EXAMPLES = 2
 
 def decontaminate_with_progress(request: DecontaminateRequest) -> dict[str, Any]:
     """``decontaminate`` with a bar over the bytes of the input files, once per pass, on a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
     ) as bar:

@@ -11,7 +11,7 @@ from data_tools.dedup.request import DedupRequest
 
 
 def dedup_with_progress(request: DedupRequest) -> dict[str, Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         passes: dict[str, Any] = {}
 
