@@ -3,9 +3,11 @@ command per folder: what a folder was made for, against what is asked now.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,6 +42,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
     Raises:
         DataError: another process holds it; the message says which one, and where.
+        RuntimeError: the disk became full in the block.
     """
     file = folder / LOCK_NAME
     handle = _acquire(file)
@@ -47,6 +50,14 @@ def hold_folder(folder: Path) -> Iterator[None]:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise RuntimeError(
+            f"{folder}: {os.strerror(error.errno)}, {free:,} bytes are free there; fix: free some and run the same "
+            "command again, it goes on from what is done"
+        ) from error
     finally:
         file.unlink(missing_ok=True)  # while still held: see _acquire
         os.close(handle)

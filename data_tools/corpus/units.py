@@ -89,6 +89,7 @@ def run_units(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        del pool, advanced  # their semaphores go now, and not with the traceback that would keep them
 
 
 def advance(amount: int) -> None:
