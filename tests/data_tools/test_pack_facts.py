@@ -73,7 +73,8 @@ def test_what_cannot_be_packed_is_refused(shop: Workshop, arguments: tuple[objec
 def test_a_source_whose_name_looks_like_markup_keeps_it(workshop: Workshop) -> None:
     workshop.store("web[red]", domain="law", train=[[1] * 9] * 9, heldout=[[1, 2]])
     done = workshop.cpt("data", "pack", workshop.root / "web[red]", "--seq-len", 16)
-    assert done.code == 0 and done.out.count("web[red]") >= 3, done.text  # its head, and a row for each rule
+    found = done.out.replace("\n", "").count("web[red]")  # the path of the head may be broken over two lines
+    assert done.code == 0 and found >= 3, done.text  # its head, and a row for each rule
 
 
 def test_an_ordered_view_gets_no_index(shop: Workshop) -> None:
