@@ -36,7 +36,9 @@ def submit(
     context: typer.Context,
     executor: Annotated[Literal["local", "slurm", "ray"], typer.Option(help="where the tasks run")],
     tasks: Annotated[int, typer.Option(help="parts that the work is split into", min=1)],
-    workers: Annotated[int, typer.Option(help="tasks at a time; -1: as many as there is room for", min=-1)] = -1,
+    workers: Annotated[
+        int | None, typer.Option(help="tasks at a time; default: as many as there is room for", min=1)
+    ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="KEY=VALUE", help="for slurm any option of sbatch, e.g. partition=cpu"),
@@ -57,7 +59,7 @@ def submit(
         out=out,
         tasks=tasks,
         logs=(logs or out.parent / "logs" / out.name).absolute(),
-        workers=workers,
+        workers=workers or -1,
         options=dict(_key_and_value(text) for text in options or []),
     )
     typer.echo(submit_tasks(executor, submission))
