@@ -169,8 +169,14 @@ def workplace(quickstarted: Path, tmp_path: Path) -> Path:
 
 def made_small(command: str) -> str:
     """Laws are compared by ``cpt plan compare`` alone; the quickstart's pilots are asked about as many steps of the
-    workplace's size.
+    workplace's size; a few kilobytes of text need a larger held-out part, more epochs and rarer new tokens.
     """
+    if command.startswith("cpt data tokenize --input ready/"):
+        command += " --heldout-fraction 0.2"
+    if "data.mix." in command or ("stores/ready" in command and "preview-mix" in command):
+        command += " data.max_epochs=90"
+    command = command.replace("--num-tokens 2000", "--num-tokens 20 --min-count 5").replace("--seq-len 8192", "")
+    command = command.replace("stores/general --seq-len 2048", "stores/general --seq-len 16 --seq-len 64")
     if re.match(r"cpt plan (recommend|predict) ", command) and "--law" not in command:
         command += " --law l1"
     command = command.replace(f"batch_tokens={STEP_TOKENS}", f"batch_tokens={BATCH_TOKENS}")
