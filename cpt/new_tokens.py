@@ -81,8 +81,9 @@ def extend_folder(base: Path, tokenizer: Path, out: Path, *, initializer: str = 
 
 
 def _read_checked(tokenizer: Path) -> VocabularyExtension | None:
+    fingerprint = tokenizer_fingerprint(tokenizer)  # first of all: is there a tokenizer?
     extension = read_extension(tokenizer)
-    if extension is not None and extension.fingerprint != tokenizer_fingerprint(tokenizer):
+    if extension is not None and extension.fingerprint != fingerprint:
         raise DataError(f"{tokenizer}: changed since its extension.json was written; fix: extend the tokenizer again")
     return extension
 

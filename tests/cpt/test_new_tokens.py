@@ -103,6 +103,11 @@ def test_wrong_folders_are_refused(folders: Path, tmp_path: Path) -> None:
         extend_folder(folders / "base", folders / "tok_ext", folders / "other")
 
 
+def test_a_tokenizer_that_is_not_there_is_called_so(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such tokenizer"):
+        extend_folder(folders / "base", folders / "nowhere", tmp_path / "out", initializer="mean_of_subtokens")
+
+
 def test_a_tokenizer_that_changed_since_is_refused(workshop: Workshop, folders: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     changed.mkdir()
