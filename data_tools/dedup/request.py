@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cpt.rundir import DataError, write_atomic
 from data_tools.corpus.document import BadRecord, Document
 from data_tools.dedup.minhash import Banding, choose_banding
+from data_tools.folder_lock import differences
 from data_tools.sources import Input, ReadOptions, read_documents, resolve_inputs
 
 REQUEST_NAME = "dedup.json"
@@ -173,13 +174,10 @@ def settle(request: DedupRequest, units: Sequence[Unit]) -> dict[str, Any]:
         version = found.pop("format_version")
     except (ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{file}: no record of a deduplication ({error!r}); fix: --out with a new folder") from None
-    changes = [f"{key}: {_short(found.get(key))} there, {_short(identity[key])} now"
-               for key in identity if found.get(key) != identity[key]]  # fmt: skip
-    if version != FORMAT_VERSION:
-        changes = [f"format_version {version!r} there, {FORMAT_VERSION} now"]
+    changes = differences({**found, "format_version": version}, {"format_version": FORMAT_VERSION, **identity})
     if changes:
         raise DataError(
-            f"{request.out}: holds the output of another command ({'; '.join(changes)}); fix: --out with a new "
+            f"{request.out}: holds the output of another command ({changes}); fix: --out with a new "
             "folder, or delete this one"
         )
     return identity
@@ -196,11 +194,6 @@ def _identity(request: DedupRequest, units: Sequence[Unit]) -> dict[str, Any]:
         "lines": asdict(request.lines) if request.lines else None,
         "read": asdict(request.read),
     }
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 160 else f"{text[:160]}..."
 
 
 def read_unit(unit: Unit, read: ReadOptions) -> Iterator[tuple[int, Document]]:
