@@ -8,7 +8,7 @@ from pathlib import Path
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BENCHMARKS = ("sampler_scale", "step_overhead", "quickstart_run", "planner.dcpt_recovery", "data.fuzz")
-NEEDS_GPU = ("gpu_throughput",)
+NEEDS_GPU = ("gpu.throughput",)
 NEEDS_CORPORA = ("data.tokenize_memory", "data.kills", "data.packing", "data.clean_rules", "data.extend_tokenizer")
 NEEDS_PEERS = ("data.tokenize_speed", "data.minhash", "data.decontaminate", "data.ngram")  # by hand: see their --help
 NEEDS_MEASUREMENTS = ("planner.pythia", "planner.regmix", "planner.lr_curves")

@@ -29,9 +29,11 @@ from cpt.data.token_store import StoreLabel, TokenizerFacts, TokenStore, write_s
 from cpt.model.build import Needs, build_model
 from cpt.model.kernels import forward_logits
 from cpt.plan import PlanSource, StageWish, build_plan
-from cpt.train.engine import Engine, EngineSpec, start_process_group, stop_process_group
+from cpt.train.deepspeed_config import EngineSpec
+from cpt.train.engine import Engine, start_process_group, stop_process_group
 from cpt.train.guard import StopFlag
-from cpt.train.optim import build_adamw
+from cpt.train.losses import losses_of_logits
+from cpt.train.optim import OptimizerSpec, build_optimizer
 from cpt.train.trainer import Job, Trainer
 
 RESULT = Path(__file__).parent / "results" / "step_overhead.json"
@@ -39,6 +41,7 @@ RESULT = Path(__file__).parent / "results" / "step_overhead.json"
 SIZES = {"1M (quickstart)": (128, 4, 256, 4), "12M": (320, 8, 512, 2)}
 GPU_SIZES = {"1M (quickstart)": (128, 4, 256, 64), "300M": (1024, 16, 2048, 16)}
 VOCAB_SIZE, LR = 4096, 1e-4
+ADAMW = OptimizerSpec("adamw", weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
 
 
 def fresh_config(hidden: int, layers: int, seq_len: int) -> dict[str, Any]:
@@ -75,12 +78,12 @@ def build(size: tuple[int, int, int, int], store: TokenStore, precision: str, to
     needs = Needs(seq_len=seq_len, vocab_size=VOCAB_SIZE, seed=0)
     section = ModelSection(fresh=fresh_config(hidden, layers, seq_len), attention="sdpa")
     ours, bare = (build_model(section, needs, device=topology.device) for _ in range(2))
-    optimizers = [build_adamw(m.model, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8) for m in (ours, bare)]
+    optimizers = [build_optimizer(m.model, ADAMW) for m in (ours, bare)]
     spec = EngineSpec(0, precision, rows, 1, 1.0, {})
     engine = Engine(ours.model, optimizers[0], spec=spec, topology=topology)
     loader = Loader(plan, {"noise": concat_rows(store, seq_len)}, rank=0, world_size=1, micro_batch_size=rows)
     job = Job(plan.num_steps, rows * seq_len, ["noise"], 0, lambda update: LR)
-    forward = lambda model, batch: forward_logits(model, batch, "sdpa")  # noqa: E731
+    forward = lambda model, batch: losses_of_logits(forward_logits(model, batch, "sdpa"), batch.labels_BT)  # noqa: E731
     trainer = Trainer(engine, loader, forward=forward, job=job, stop=StopFlag())
     return trainer, bare.model, optimizers[1], loader
 
@@ -127,7 +130,7 @@ def measure(
             ours_seconds.append((middle - started) / steps)
             bare_seconds.append((ended - middle) / steps)
             ratios.append((middle - started) / (ended - middle))
-            waiting.append(sum(info.data_seconds for info in infos) / (middle - started))
+            waiting.append(sum(info.seconds["data"] for info in infos) / (middle - started))
     loader.close()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {

@@ -7,7 +7,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +16,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cpt.data.sampler import tokens_seen
+from cpt.fit_memory import render_cost, setting_of
 from cpt.model import size
+from cpt.model.active import count_matmul_weights
 from cpt.model.build import LoadedModel
+from cpt.model.memory import Prediction, predict_memory
 from cpt.prepare import Prepared, plan_facts, render_plan
 from cpt.train.engine import Topology
 
@@ -32,7 +33,8 @@ class Cost:
     """What the model costs to train."""
 
     flops_per_token: int | None  # None: a family whose layout is not known
-    memory: size.MemoryEstimate
+    flops: size.Flops | None  # what MFU is measured with
+    memory: Prediction | None
 
 
 def announce(prepared: Prepared, loaded: LoadedModel, topology: Topology) -> None:
@@ -44,7 +46,7 @@ def announce(prepared: Prepared, loaded: LoadedModel, topology: Topology) -> Non
     console.print(loaded.report.render())
     console.print(trained_parameters(loaded.model))
     cost = cost_of(prepared, loaded, topology)
-    console.print(size.render_size(loaded.report.parameters, cost.flops_per_token, cost.memory))
+    console.print(render_cost(loaded.report.parameters, cost.flops_per_token, cost.memory))
 
 
 def trained_parameters(model: torch.nn.Module) -> str:
@@ -75,34 +77,15 @@ def size_warnings(prepared: Prepared, loaded: LoadedModel) -> list[str]:
     ]
 
 
-def announce_resume(prepared: Prepared, step: int, skipped: Sequence[str]) -> None:
-    """Say which checkpoints could not be used, and where each source stands."""
-    plan = prepared.plan
-    for reason in skipped:
-        print(f"checkpoint skipped: {reason}", flush=True)
-    seen = tokens_seen(plan, step)
-    one_pass = {source.name: source.num_rows * plan.seq_len for source in plan.sources}
-    position = ", ".join(
-        f"{name} {tokens:,} of {one_pass[name]:,} tokens (epoch {tokens / one_pass[name]:.2f})"
-        for name, tokens in seen.items()
-    )
-    print(f"resumes after step {step} of {plan.num_steps}: {position}", flush=True)
-
-
 def cost_of(prepared: Prepared, loaded: LoadedModel, topology: Topology) -> Cost:
-    """FLOPs per token and memory per rank, by formula."""
+    """FLOPs per token and memory per rank, by formula; where a family has none, FLOPs by the weights of the model."""
     config, model = prepared.config, model_config(loaded)
-    seq_len, precision = config.data.seq_len, config.train.precision
-    micro = config.train.micro_batch_size
-    kept = size.activation_bytes(model, seq_len=seq_len, micro_batch_size=micro, precision=precision)
-    memory = size.training_memory_bytes(
-        loaded.report.parameters,
-        zero_stage=config.deepspeed.zero_stage,
-        world_size=topology.world_size,
-        precision=precision,
-        activations=kept or 0,
+    setting = setting_of(config, model, world_size=topology.world_size, on_gpu=topology.on_gpu)
+    return Cost(
+        flops_per_token=size.flops_per_token(model, config.data.seq_len, num_params=loaded.report.parameters),
+        flops=size.exact_flops(model, matmul_weights=count_matmul_weights(loaded.model, model)),
+        memory=predict_memory(model, setting),
     )
-    return Cost(size.flops_per_token(model, seq_len, num_params=loaded.report.parameters), memory)
 
 
 def model_config(loaded: LoadedModel) -> dict[str, Any]:

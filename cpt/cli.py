@@ -3,10 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
+if TYPE_CHECKING:
+    from cpt.config import RunConfig
+
+from cpt.ckpt_cli import ckpt_app
 from cpt.data_cli import data_app
 from cpt.plan_cli import plan_app, print_facts
 
@@ -18,6 +22,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Run files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(config_app, name="config")
 app.add_typer(plan_app, name="plan")
 
@@ -27,16 +32,26 @@ Overrides = Annotated[
 ]
 RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="run folders; several are compared")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+Profile = Annotated[
+    int, typer.Option("--profile", metavar="STEPS", help="write a trace of so many steps, after 3", min=0, max=20)
+]
+Supervise = Annotated[
+    bool, typer.Option("--supervise", help="start it again from its newest checkpoint whenever it crashes or hangs")
+]
+MaxRestarts = Annotated[int, typer.Option(help="of --supervise: in a row without a new complete checkpoint", min=0)]
 
 
 @app.command()
 def train(
     config: ConfigPath,
     overrides: Overrides = None,
-    nproc: Annotated[int, typer.Option(help="processes on this machine, started by the deepspeed launcher", min=1)] = 1,
+    nproc: Annotated[int, typer.Option(help="processes on this machine", min=1)] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check stores, mixture and batch, and show the plan; train nothing")
     ] = False,
+    profile: Profile = 0,
+    supervise: Supervise = False,
+    max_restarts: MaxRestarts = 10,
     as_json: Json = False,
 ) -> None:
     """Train a new run: cpt train configs/runs/cpt_cpu.yaml train.peak_lr=1e-3 --nproc 2"""
@@ -45,14 +60,16 @@ def train(
     loaded = load_config(config, overrides or [])
     if dry_run:
         from cpt.new_tokens import find_extension
-        from cpt.prepare import check_world, packing_facts, plan_facts, prepare, render_plan
+        from cpt.prepare import packing_facts, plan_facts, prepare_job, render_plan
 
-        check_world(loaded, nproc)
-        prepared = prepare(loaded)
+        prepared = prepare_job(loaded, nproc)
         find_extension(loaded)
         print_facts({**plan_facts(prepared), "packing": packing_facts(prepared)}, render_plan, as_json=as_json)
         return
-    _train([str(config), *(overrides or [])], nproc)
+    arguments = [str(config), *(overrides or []), *_profiling(profile)]
+    if supervise:
+        _supervise(loaded, arguments, ["--resume", str(loaded.run_dir)], nproc, max_restarts)
+    _train(arguments, nproc)
 
 
 @app.command()
@@ -60,16 +77,69 @@ def resume(
     run_dir: Annotated[Path, typer.Argument(help="folder of a run that was stopped or killed")],
     overrides: Overrides = None,
     nproc: Annotated[int, typer.Option(help="processes on this machine; may differ from before", min=1)] = 1,
+    profile: Profile = 0,
+    supervise: Supervise = False,
+    max_restarts: MaxRestarts = 10,
 ) -> None:
     """Continue a run from its newest complete checkpoint, with another mixture from there on if one is given: cpt
     resume runs/NAME; cpt resume runs/NAME replay.share_general=0.4 data.stores.law=stores/law
     """
     from cpt.remix import split_overrides
+    from cpt.runfolder import check_changeable, finished_words, is_finished, read_run_config
 
     mixture, others = split_overrides(overrides or [])
+    check_changeable(others)
     if mixture:
         _change_mixture(run_dir, mixture, others)
-    _train(["--resume", str(run_dir), *others], nproc)
+    elif is_finished(run_dir):
+        typer.echo(finished_words(run_dir))
+        return
+    again = ["--resume", str(run_dir), *others]
+    arguments = [*again, *_profiling(profile)]
+    if supervise:
+        _supervise(read_run_config(run_dir, others), arguments, again, nproc, max_restarts)
+    _train(arguments, nproc)
+
+
+@app.command()
+def extend(
+    run_dir: Annotated[Path, typer.Argument(help="folder of a run that has finished, or was stopped")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[a.b=c]...", help="rate and mixture of the steps to come, e.g. train.peak_lr=1e-4"),
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="+20M: so many more; 120M: so many in all")] = "",
+    nproc: Annotated[int, typer.Option(help="processes on this machine; may differ from before", min=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the new curve of the rate; write nothing")] = False,
+    no_train: Annotated[bool, typer.Option("--no-train", help="extend it, and leave the rest to cpt resume")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give a run more tokens, show how its learning rate goes on, and train on: cpt extend runs/NAME --tokens +20M
+
+    The rate of every step that was trained stays what it was; train.peak_lr and train.schedule say what follows,
+    counted from the extension.
+    """
+    from cpt import extend as extension
+    from cpt.rundir import RunDir
+
+    kept, others = extension.split_extension(overrides or [])
+    if dry_run:
+        from cpt.remix import newest_step
+
+        facts = extension.extension_facts(run_dir, tokens, kept, newest_step(run_dir))
+        print_facts(facts, extension.render_extension, as_json=as_json)
+        return
+    from cpt.checkpoint.portable import latest_complete
+
+    newest, _ = latest_complete(RunDir(run_dir).checkpoints)
+    facts = extension.extend(run_dir, tokens, kept, newest.meta.step if newest else 0)
+    print_facts(facts, extension.render_extension, as_json=as_json)
+    if not no_train:
+        _train(["--resume", str(run_dir), *others], nproc)
+
+
+def _profiling(steps: int) -> list[str]:
+    return ["--profile", str(steps)] if steps else []
 
 
 def _change_mixture(run_dir: Path, mixture: list[str], others: list[str]) -> None:
@@ -88,6 +158,31 @@ def _change_mixture(run_dir: Path, mixture: list[str], others: list[str]) -> Non
         for name, share in facts["shares_after"].items()
     )
     typer.echo(f"mixture changed after step {facts['step']}: {shares} of the tokens to come")
+
+
+def _supervise(config: "RunConfig", first: list[str], again: list[str], nproc: int, max_restarts: int) -> NoReturn:
+    from cpt.prepare import check_world
+    from cpt.problems import ConfigError
+    from launch.supervise import Job, supervise
+
+    def fits(world_size: int) -> bool:
+        try:
+            check_world(config, world_size)
+        except ConfigError:
+            return False
+        return True
+
+    check_world(config, nproc)
+    job = Job(
+        run_dir=config.run_dir,
+        arguments=first,
+        again=again,
+        num_processes=nproc,
+        fits=fits,
+        hang_seconds=config.guard.hang_seconds,
+        max_restarts=max_restarts,
+    )
+    raise typer.Exit(supervise(job))
 
 
 def _train(arguments: list[str], nproc: int) -> None:

@@ -30,6 +30,7 @@ class StageSection(Section):
         description="relative weight of each source inside its group, default: by tokens; "
         "without share_general its share of the whole stage",
     )
+    seq_len: Count | None = Field(None, description="tokens in a packed row of this stage; default: data.seq_len")
 
 
 class ConstantMix(Section):

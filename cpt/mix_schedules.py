@@ -60,8 +60,8 @@ def constant(_: object, request: MixRequest) -> list[StageWish]:
 
 
 def steps(stages: Sequence[StageSection], request: MixRequest) -> list[StageWish]:
-    """``data.stages``: each with its own tokens and shares."""
-    return [replace(_stated(stage, request, stage.tokens), own_tokens=True) for stage in stages]
+    """``data.stages``: each with its own tokens, shares and row length."""
+    return [replace(_stated(stage, request, stage.tokens), own_tokens=True, seq_len=stage.seq_len) for stage in stages]
 
 
 def linear(mix: LinearMix, request: MixRequest) -> list[StageWish]:

@@ -64,11 +64,24 @@ def num_steps(config: RunConfig) -> int:
     return config.train.tokens // config.train.global_batch_tokens
 
 
+def _budget_at(config: RunConfig, until_step: int) -> int:
+    """Tokens that the run was to have when a mixture was planned that ended at ``until_step``: fewer than now, if it
+    was extended since.
+    """
+    return next((past.tokens for past in config.train.past if until_step <= past.until_step), config.train.tokens)
+
+
+def row_lengths(config: RunConfig) -> tuple[int, ...]:
+    """``data.seq_len``, then every other length that a stage of the run has or had."""
+    stages = [stage for part in (*(past.stages for past in config.data.past), config.data.stages) for stage in part]
+    return tuple(dict.fromkeys([config.data.seq_len, *(stage.seq_len or config.data.seq_len for stage in stages)]))
+
+
 def _wishes(config: RunConfig, mixture: PastMixture, sources: Mapping[str, PlanSource]) -> list[StageWish]:
     """Stages of the whole run as this mixture states them."""
     request = MixRequest(
         sources=tuple(sources[name] for name in mixture.sources),
-        tokens=config.train.tokens,
+        tokens=_budget_at(config, mixture.until_step),
         step_rows=config.global_batch_rows,
         step_tokens=config.train.global_batch_tokens,
         share_general=mixture.share_general,

@@ -50,8 +50,9 @@ def extend_folder(base: Path, tokenizer: Path, out: Path, *, initializer: str = 
     """
     import torch
 
-    from cpt.model.build import Needs, build_model, named_tensors, read_model_config
+    from cpt.model.build import Needs, build_model, named_tensors
     from cpt.model.export import ExportSpec, export_checkpoint
+    from cpt.model.model_config import read_model_config
     from cpt.model.vocab import INITIALIZERS, extend_vocabulary
 
     extension = _read_checked(tokenizer)

@@ -23,9 +23,10 @@ from cpt.model.build import LoadedModel, load_tensors
 from cpt.model.export import ExportReport, ExportSpec, export_checkpoint
 from cpt.model.kernels import forward_logits
 from cpt.prepare import Prepared, prepare, tokenizer_path
-from cpt.run import build_from_meta, needs_of
+from cpt.run_model import build_from_meta, needs_of
 from cpt.rundir import DataError, RunDir
 from cpt.runfolder import check_same_plan, read_run_config
+from cpt.train.loss_head import attach_loss_head
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def restore(path: Path, *, exact: bool = False) -> Restored:
     root = path.absolute().parent.parent
     if not RunDir(root).config.is_file():
         raise DataError(f"{path}: lies in no run folder ({root} has no config.yaml); give RUN_DIR/checkpoints/step_N")
-    prepared = prepare(read_run_config(root, ["model.attention=sdpa", "train.precision=fp32"] if exact else []))
+    prepared = prepare(
+        read_run_config(root, ["model.attention=sdpa", "model.kernels=torch", "train.precision=fp32"] if exact else [])
+    )
     check_same_plan(RunDir(root), prepared.plan)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = build_from_meta(prepared.config, checkpoint.meta, needs_of(prepared), device)
@@ -79,8 +82,9 @@ def evaluate_checkpoint(path: Path) -> EvalRecord:
     if config.train.precision == "bf16":
         as_trained = torch.autocast(restored.device.type, torch.bfloat16)
     with as_trained:
-        meta = restored.meta
-        record = evaluate(restored.loaded.model, sources, spec, step=meta.step, tokens_seen=meta.tokens_seen)
+        meta, model, vocab_size = restored.meta, restored.loaded.model, restored.prepared.vocab_size
+        attach_loss_head(model, spec.backend, vocab_size=vocab_size, device=restored.device)
+        record = evaluate(model, sources, spec, step=meta.step, tokens_seen=meta.tokens_seen)
     assert record is not None, "nothing asked this evaluation to stop"
     restored.rundir.evals.mkdir(exist_ok=True)
     write_eval(restored.rundir.eval_file(record.step), record)

@@ -1,9 +1,8 @@
-"""The frozen plan of a run: which source gives how many rows in which stage.
+"""From wishes to the plan of a run: which source gives how many rows in which stage.
 
-Owns the quotas (integer rows per block), the caps on repetition, the one stage look-up, and ``plan.json`` with its
-fingerprint. Which row of a source comes when is the sampler's business. Refuses: shares that do not add up, a share
-for a group without a source, more tokens than the sources hold in ``max_epochs`` passes, and a ``plan.json`` that was
-cut short or edited.
+Owns the quotas (integer rows per block) and the caps on repetition; the frozen result is ``cpt.plan_frozen``'s.
+Refuses: shares that do not add up, a share for a group without a source, and more tokens than the sources hold in
+``max_epochs`` passes.
 
 Worked example: a source ``web`` (general, 1000 rows), a source ``med`` (domain, 30 rows), a stage of 200 rows with
 share_general 0.25. ``med`` should give 150 rows = 5 epochs. With max_epochs 4 it is capped at 120 rows, and the freed
@@ -11,167 +10,27 @@ share_general 0.25. ``med`` should give 150 rows = 5 epochs. With max_epochs 4 i
 name the shares wished (0.25, 0.75) and planned (0.40, 0.60).
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cpt.json_fields import check_integer, check_text, take_fields, take_list
-from cpt.plan_parts import Group as Group  # the parts are a part of this module's name
+from cpt.plan_frozen import Plan as Plan  # the plan and its parts are a part of this module's name
+from cpt.plan_frozen import read_plan as read_plan
+from cpt.plan_frozen import write_plan as write_plan
+from cpt.plan_parts import Group as Group
 from cpt.plan_parts import PlanSource as PlanSource
 from cpt.plan_parts import Stage as Stage
 from cpt.plan_parts import StageWish as StageWish
 from cpt.plan_parts import group_weights, wished_shares
-from cpt.plan_words import Given, doubts_in_words
-from cpt.quotas import apportion, block_counts, fair_room, fill_groups, whole_steps
-from cpt.rundir import DataError, write_atomic
+from cpt.plan_words import Given, NewPass, doubts_in_words, new_passes_in_words
+from cpt.quotas import block_counts, fair_room, fill_groups, whole_steps
+from cpt.rundir import DataError
 
 Caps = float | Mapping[str, float]  # passes over a source: one number for all, or one by name for each
 
-FORMAT_VERSION = 1
 BLOCK_ROWS = 1000
-MAX_BLOCK_ROWS = 65_536  # the sampler sorts one block per look-up
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The whole order of a run, up to the sampler's arithmetic. ``seq_len`` is one per plan, not per stage, for now."""
-
-    seed: int
-    seq_len: int
-    global_batch_rows: int
-    block_rows: int
-    sources: tuple[PlanSource, ...]
-    stages: tuple[Stage, ...]
-    packing: str = "concat"
-
-    def __post_init__(self) -> None:
-        check_integer("seed", self.seed, low=0)
-        check_integer("seq_len", self.seq_len, low=1)
-        check_integer("global_batch_rows", self.global_batch_rows, low=1)
-        if check_integer("block_rows", self.block_rows, low=1) > MAX_BLOCK_ROWS:
-            raise DataError(f"block_rows is {self.block_rows}; it must be at most {MAX_BLOCK_ROWS}")
-        check_text("packing", self.packing)
-        _check_sources(self)
-        _check_stages(self)
-
-    @property
-    def num_rows(self) -> int:
-        return self.stages[-1].end_row if self.stages else 0
-
-    @property
-    def num_steps(self) -> int:
-        return self.num_rows // self.global_batch_rows
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """First 16 hex characters of the SHA-256 of the canonical JSON; any changed field changes it."""
-        canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    @cached_property
-    def _stage_starts(self) -> NDArray[np.int64]:
-        return np.array([stage.start_row for stage in self.stages], dtype=np.int64)
-
-    def __hash__(self) -> int:
-        return hash(self.fingerprint)
-
-    def stages_at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Stage index of each global row (any shape). The only stage look-up of the project."""
-        return np.searchsorted(self._stage_starts, rows, side="right").astype(np.int64) - 1
-
-    def stage_at(self, row: int) -> int:
-        assert 0 <= row < self.num_rows, f"row {row} lies outside the plan's {self.num_rows} rows"
-        return int(self.stages_at(np.array([row]))[0])
-
-    def shares(self, stage: int) -> dict[str, float]:
-        """Share of tokens by source in one stage; they sum to 1."""
-        counts = self.stages[stage].block_counts
-        return {source.name: count / self.block_rows for source, count in zip(self.sources, counts, strict=True)}
-
-    def rows_by_source(self, stage: int | None = None) -> dict[str, int]:
-        """Planned rows of one stage, or of all (None). Only a stage's last, partial block may turn out a row off."""
-        chosen = self.stages if stage is None else self.stages[stage : stage + 1]
-        total = sum(each.num_rows for each in chosen)
-        rows = apportion(_drawn(chosen, len(self.sources)), total) if total else [0] * len(self.sources)
-        return {source.name: rows[i] for i, source in enumerate(self.sources)}
-
-    def tokens_by_source(self, stage: int | None = None) -> dict[str, int]:
-        return {name: rows * self.seq_len for name, rows in self.rows_by_source(stage).items()}
-
-    def epochs_by_source(self, stage: int | None = None) -> dict[str, float]:
-        """How often each source's rows are seen, fractional, in one stage or in all (None)."""
-        rows = self.rows_by_source(stage)
-        return {source.name: rows[source.name] / source.num_rows for source in self.sources}
-
-    def share_general(self, stage: int | None = None) -> float:
-        rows = self.rows_by_source(stage)
-        general = sum(rows[source.name] for source in self.sources if source.group == "general")
-        return general / sum(rows.values())
-
-    def share_domain(self, stage: int | None = None) -> float:
-        return 1 - self.share_general(stage)
-
-    def to_json(self) -> str:
-        content = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint, **self._content()}
-        return json.dumps(content, indent=1) + "\n"
-
-    def _content(self) -> dict[str, Any]:
-        """``in_order`` is written where it is true only: plans without a curriculum keep file and fingerprint."""
-        content = asdict(self)
-        for source in content["sources"]:
-            if not source["in_order"]:
-                del source["in_order"]
-        return content
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "Plan":
-        """Raises DataError: not JSON, another format, a field that is missing, unknown or breaks its rule, an edit."""
-        try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"not a complete JSON file ({error})") from error
-        if isinstance(raw, dict) and raw.get("format_version") != FORMAT_VERSION:
-            found = raw.get("format_version")
-            raise DataError(f"format_version is {found!r:.80}; this version of cpt reads {FORMAT_VERSION}")
-        fields = take_fields(raw, cls, "plan", extra=("format_version", "fingerprint"))
-        stated = fields.pop("fingerprint")
-        del fields["format_version"]
-        fields["sources"] = take_list(_with_order(fields["sources"]), PlanSource, "sources")
-        fields["stages"] = take_list(fields["stages"], Stage, "stages")
-        plan = cls(**fields)
-        if not plan.stages:
-            raise DataError("stages is empty; a plan has at least one")
-        if stated != plan.fingerprint:
-            raise DataError(f"fingerprint is {stated!r:.80} but the content gives {plan.fingerprint!r}; it was edited")
-        return plan
-
-
-def _with_order(sources: Any) -> Any:
-    """Sources as they are read: see ``Plan._content``."""
-    if not isinstance(sources, list):
-        return sources
-    return [{"in_order": False, **source} if isinstance(source, dict) else source for source in sources]
-
-
-def write_plan(path: Path, plan: Plan) -> None:
-    write_atomic(path, plan.to_json())
-
-
-def read_plan(path: Path) -> Plan:
-    """Raises DataError naming the file, the field and the fix."""
-    try:
-        return Plan.from_json(path.read_bytes())
-    except (OSError, DataError) as error:
-        raise DataError(f"{path}: {error}. Restore the file from a copy, or plan the run again.") from error
 
 
 def build_plan(  # noqa: PLR0913 - each is a fact of the plan, and only sources and wishes come unnamed
@@ -216,10 +75,10 @@ def append_stages(
     """
     if not 0 <= from_step <= plan.num_steps:
         raise DataError(f"from_step is {from_step}; the plan has {plan.num_steps} steps, choose one from 0 to that")
-    row = from_step * plan.global_batch_rows
+    row = plan.rows_before(from_step)
     padding = (0,) * len(new_sources)
     kept = tuple(
-        Stage(stage.start_row, min(stage.end_row, row), stage.block_counts + padding)
+        replace(stage, end_row=min(stage.end_row, row), block_counts=stage.block_counts + padding)
         for stage in plan.stages
         if stage.start_row < row
     )
@@ -228,27 +87,71 @@ def append_stages(
 
 
 def _extend(plan: Plan, wishes: Sequence[StageWish], max_epochs: Caps) -> tuple[Plan, list[str]]:
-    """One pass over the wishes: plans of thousands of stages are built in seconds."""
+    """One pass over the wishes: plans of thousands of stages are built in seconds.
+
+    Room is counted in rows of the plan's length; ``scales`` turn them into a stage's own, per pass over each source.
+    """
     sources, block_rows = plan.sources, plan.block_rows
     limits = [cap * source.num_rows for cap, source in zip(_caps(sources, max_epochs), sources, strict=True)]
-    steps = whole_steps([wish.tokens for wish in wishes], plan.seq_len * plan.global_batch_rows)
-    sizes = [each * plan.global_batch_rows for each in steps]
+    steps = whole_steps([wish.tokens for wish in wishes], plan.global_batch_tokens)
+    lengths = [wish.seq_len or plan.seq_len for wish in wishes]
+    sizes = [n * plan.step_rows(length) for n, length in zip(steps, lengths, strict=True)]
     wished = [[share * n for share in wished_shares(sources, w)] for w, n in zip(wishes, sizes, strict=True)]
-    ahead = [*accumulate(reversed(wished), lambda total, more: [a + b for a, b in zip(total, more, strict=True)])][::-1]
-    drawn = _drawn(plan.stages, len(sources))
+    for index, (rows, length) in enumerate(zip(wished, lengths, strict=True)):
+        _check_packed(plan, len(plan.stages) + index, rows, length)
+    scales = [_scales(plan, length) for length in lengths]
+    usual = [[row / scale for row, scale in zip(r, s, strict=True)] for r, s in zip(wished, scales, strict=True)]
+    ahead = [*accumulate(reversed(usual), lambda total, more: [a + b for a, b in zip(total, more, strict=True)])][::-1]
+    drawn = _drawn(plan)
     stages, given = list(plan.stages), []
-    for wish, size, here, later in zip(wishes, sizes, wished, ahead, strict=True):
-        room = [max(0.0, limit - used / block_rows) for limit, used in zip(limits, drawn, strict=True)]
-        counts = _stage_counts(plan, wish, _StageRoom(len(stages), size, fair_room(room, here, later), room))
+    for number, (wish, size, scale) in enumerate(zip(wishes, sizes, scales, strict=True)):
+        room = [max(0.0, limit - float(used / block_rows)) for limit, used in zip(limits, drawn, strict=True)]
+        rooms = (_own(fair_room(room, usual[number], ahead[number]), scale), _own(room, scale))
+        counts = _stage_counts(plan, wish, _StageRoom(len(stages), size, lengths[number], *rooms))
         for i, source in enumerate(sources):
-            before = drawn[i] / block_rows
-            drawn[i] += counts[i] * size
-            share = here[i] * block_rows / size
-            rows = (source.num_rows, limits[i], before + later[i], drawn[i] / block_rows)
-            given.append(Given(len(stages), source.name, share, counts[i], block_rows, *rows))
+            before = float(drawn[i] / block_rows)
+            drawn[i] += counts[i] * size / scale[i]
+            share = wished[number][i] * block_rows / size
+            rows_so_far = (source.num_rows, limits[i], before + ahead[number][i], float(drawn[i] / block_rows))
+            given.append(Given(len(stages), source.name, share, counts[i], block_rows, *rows_so_far))
         first = stages[-1].end_row if stages else 0
-        stages.append(Stage(first, first + size, counts))
-    return replace(plan, stages=tuple(stages)), list(doubts_in_words(given))
+        own = None if lengths[number] == plan.seq_len else lengths[number]
+        stages.append(Stage(first, first + size, counts, own))
+    whole = replace(plan, stages=tuple(stages))
+    return whole, [*doubts_in_words(given), *new_passes_in_words(_new_passes(whole, len(plan.stages)))]
+
+
+def _scales(plan: Plan, seq_len: int) -> list[Fraction]:
+    """Rows of ``seq_len`` in a pass over each source, for each of the plan's own. Fractions: ``x / 1`` is exactly x."""
+    if seq_len == plan.seq_len:
+        return [Fraction(1)] * len(plan.sources)
+    rows = [plan.epoch_rows(index, seq_len) for index in range(len(plan.sources))]
+    return [Fraction(max(1, own), source.num_rows) for own, source in zip(rows, plan.sources, strict=True)]
+
+
+def _own(room: Sequence[float], scale: Sequence[Fraction]) -> list[float]:
+    return [rows * each for rows, each in zip(room, scale, strict=True)]
+
+
+def _check_packed(plan: Plan, stage: int, wished: Sequence[float], seq_len: int) -> None:
+    for index, source in enumerate(plan.sources):
+        if wished[index] and not plan.epoch_rows(index, seq_len):
+            raise DataError(
+                f"stage {stage} has rows of {seq_len} tokens, and source {source.name!r} holds {source.num_tokens} "
+                "tokens, too few for one; give it the weight 0 there, more text, or the stage a smaller seq_len"
+            )
+
+
+def _new_passes(plan: Plan, first: int) -> Iterator[NewPass]:
+    """The stages from ``first`` on whose rows have another length than those before them."""
+    for index in range(max(first, 1), len(plan.stages)):
+        seq_len = plan.seq_len_of(index)
+        if seq_len == plan.seq_len_of(index - 1):
+            continue
+        before = replace(plan, stages=plan.stages[:index]).epochs_by_source()
+        counts = zip(plan.sources, plan.stages[index].block_counts, strict=True)
+        drawn = {each.name: before[each.name] for each, count in counts if count and not each.in_order}
+        yield NewPass(index, seq_len, {name: epochs for name, epochs in drawn.items() if epochs})
 
 
 def _caps(sources: Sequence[PlanSource], max_epochs: Caps) -> list[float]:
@@ -259,9 +162,13 @@ def _caps(sources: Sequence[PlanSource], max_epochs: Caps) -> list[float]:
     return caps
 
 
-def _drawn(stages: Sequence[Stage], num_sources: int) -> list[int]:
-    """Rows of each source in the stages, in units of a row per block: exact, and cheap for thousands of stages."""
-    return [sum(stage.block_counts[i] * stage.num_rows for stage in stages) for i in range(num_sources)]
+def _drawn(plan: Plan) -> list[Fraction]:
+    """Rows of each source in the stages, in units of a row per block and of the plan's row length: exact."""
+    drawn = [Fraction(0)] * len(plan.sources)
+    for index, stage in enumerate(plan.stages):
+        for i, scale in enumerate(_scales(plan, plan.seq_len_of(index))):
+            drawn[i] += stage.block_counts[i] * stage.num_rows / scale
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -270,6 +177,7 @@ class _StageRoom:
 
     index: int
     num_rows: int
+    seq_len: int
     fair: list[float]
     room: list[float]
 
@@ -283,39 +191,6 @@ def _stage_counts(plan: Plan, wish: StageWish, stage: _StageRoom) -> tuple[int, 
             return tuple(block_counts(parts, stage.room, num_rows, plan.block_rows))
     fix = "the stage's tokens to that" if wish.own_tokens else "train.tokens, of which the stages are made"
     raise DataError(
-        f"stage {stage.index} asks for {num_rows * plan.seq_len} tokens, but within max_epochs its sources have "
-        f"only {int(sum(parts)) * plan.seq_len} left; lower {fix}, raise max_epochs, or add text"
+        f"stage {stage.index} asks for {num_rows * stage.seq_len} tokens, but within max_epochs its sources have "
+        f"only {int(sum(parts)) * stage.seq_len} left; lower {fix}, raise max_epochs, or add text"
     )
-
-
-def _check_sources(plan: Plan) -> None:
-    seen: set[str] = set()
-    for source in plan.sources:
-        if source.name in seen:
-            raise DataError(f"sources name {source.name!r} twice; every source has its own name")
-        seen.add(source.name)
-        concat = plan.packing == "concat" or source.in_order  # any other rule would undo a source's order
-        if concat and source.num_rows * plan.seq_len > source.num_tokens:
-            raise DataError(
-                f"num_rows of source {source.name!r} is {source.num_rows}, but {source.num_tokens} tokens hold at most "
-                f"{source.num_tokens // plan.seq_len} rows of {plan.seq_len}"
-            )
-
-
-def _check_stages(plan: Plan) -> None:
-    end = 0
-    for index, stage in enumerate(plan.stages):
-        where = f"stages[{index}]"
-        if stage.start_row != end:
-            raise DataError(f"{where}.start_row is {stage.start_row}; it must be {end}, where the stage before ends")
-        if stage.end_row % plan.global_batch_rows:
-            raise DataError(
-                f"{where}.end_row is {stage.end_row}; it must be a multiple of global_batch_rows "
-                f"{plan.global_batch_rows}"
-            )
-        if len(stage.block_counts) != len(plan.sources) or sum(stage.block_counts) != plan.block_rows:
-            raise DataError(
-                f"{where}.block_counts is {list(stage.block_counts)!r:.80}; it must hold one count for each of "
-                f"{len(plan.sources)} sources and sum to block_rows {plan.block_rows}"
-            )
-        end = stage.end_row

@@ -276,6 +276,32 @@ def show(plan: Annotated[Path, typer.Argument(metavar="PLAN.json")], as_json: Js
     print_facts(show_facts(plan), render, as_json=as_json)
 
 
+@plan_app.command("fit-memory")
+def fit_memory(
+    config: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="run file; or give --model")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="fields to change")] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs of the job", min=1)] = 8,
+    gpu_memory: Annotated[str, typer.Option(help="memory of one, e.g. 80GB or 79.6GiB")] = "80GB",
+    model: Annotated[str | None, typer.Option(help="Hugging Face folder or hub name, without a run file")] = None,
+    seq_len: Annotated[int, typer.Option(help="tokens in a row, with --model", min=1)] = 4096,
+    as_json: Json = False,
+) -> None:
+    """Bytes per GPU for every ZeRO stage and micro-batch, and the best that fits: cpt plan fit-memory RUN.yaml --gpus 8
+    --gpu-memory 80GB; cpt plan fit-memory --model meta-llama/Llama-3.1-8B --seq-len 8192 --gpus 8
+    """
+    from cpt.config import ConfigError, Problem, load_config
+    from cpt.fit_memory import Device, fit_facts, parse_bytes, render_fit, run_config_for
+
+    if (config is None) == (model is None):
+        raise ConfigError(Problem("RUN.yaml", str(config), "give a run file or --model, one of the two"))
+    device = Device(gpus, parse_bytes(gpu_memory))
+    loaded = load_config(config, overrides or []) if config else run_config_for(str(model), seq_len=seq_len, gpus=gpus)
+    facts = fit_facts(loaded, device)
+    print_facts(facts, render_fit, as_json=as_json)
+    if facts["choice"] is None:
+        raise typer.Exit(2)
+
+
 def print_facts(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:
     """JSON for programs, a table for people. Paths, names and texts of users look like markup: none is read in them."""
     if as_json:

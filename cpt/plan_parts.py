@@ -20,6 +20,7 @@ class PlanSource:
     """One source as the plan sees it; ``num_rows`` rows of ``seq_len`` tokens are one epoch of its packed store.
 
     ``in_order``: a curriculum, whose rows are read from first to last; any other source's rows are shuffled.
+    ``rows_by_length``: (seq_len, rows of an epoch) of every other row length that a stage has.
     """
 
     name: str
@@ -28,6 +29,7 @@ class PlanSource:
     num_tokens: int
     content_hash: str
     in_order: bool = False
+    rows_by_length: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         check_text("name", self.name)
@@ -42,15 +44,24 @@ class PlanSource:
         check_text("content_hash", self.content_hash)
         if not isinstance(self.in_order, bool):
             raise DataError(f"in_order of source {self.name!r} is {self.in_order!r:.80}; it must be true or false")
+        for pair in self.rows_by_length:
+            if not (isinstance(pair, tuple) and len(pair) == 2):
+                raise DataError(f"rows_by_length of source {self.name!r} holds {pair!r:.80}; each is (seq_len, rows)")
+            check_integer("seq_len in rows_by_length", pair[0], low=1)
+            check_integer("rows in rows_by_length", pair[1], low=0)  # 0: too few tokens for one; no stage may draw it
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows ``[start_row, end_row)`` with constant shares: a block takes ``block_counts[i]`` rows of plan source i."""
+    """Rows ``[start_row, end_row)`` with constant shares: a block takes ``block_counts[i]`` rows of plan source i.
+
+    ``seq_len``: tokens of its rows where that is not the plan's.
+    """
 
     start_row: int
     end_row: int
     block_counts: tuple[int, ...]
+    seq_len: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("start_row", self.start_row, low=0)
@@ -59,6 +70,8 @@ class Stage:
             raise DataError(f"block_counts is {self.block_counts!r:.80}; it must be a list of integers")
         for index, count in enumerate(self.block_counts):
             check_integer(f"block_counts[{index}]", count, low=0)
+        if self.seq_len is not None:
+            check_integer("seq_len", self.seq_len, low=1)
 
     @property
     def num_rows(self) -> int:
@@ -71,7 +84,7 @@ class StageWish:
 
     ``weights`` are relative inside a source's group; a group without any is mixed in proportion to its sources' tokens.
     ``share_domain`` may be left out (it is the rest), but if stated the two must sum to 1. ``own_tokens``: the user
-    stated this stage's tokens, and not only those of the run.
+    stated this stage's tokens, and not only those of the run. ``seq_len``: of its rows, default: the plan's.
     """
 
     tokens: int
@@ -79,6 +92,7 @@ class StageWish:
     weights: Mapping[str, float] = field(default_factory=dict)
     share_domain: float | None = None
     own_tokens: bool = False
+    seq_len: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("tokens of a stage", self.tokens, low=1)
@@ -97,6 +111,22 @@ class StageWish:
 
     def share(self, group: Group) -> float:
         return self.share_general if group == "general" else 1 - self.share_general
+
+
+def micro_rows(micro_batch_size: int, *, seq_len: int, stated_for: int) -> int:
+    """Rows per rank and pass of a stage: ``micro_batch_size`` is stated for rows of one length, and rows of m times
+    that length come m times fewer at a time, so that memory stays about the same; at least one.
+    """
+    return max(min(1, micro_batch_size), micro_batch_size * stated_for // seq_len)
+
+
+def heads_rule(heads: int, kv_heads: int, shared: int) -> str | None:
+    """Why ``shared`` ranks cannot share the attention heads of a model; None: they can."""
+    if heads % shared:
+        return f"must divide the model's {heads} attention heads, of which each rank takes a part"
+    if kv_heads % shared and shared % kv_heads:
+        return f"must divide the model's {kv_heads} key-value heads, or be a multiple of them"
+    return None
 
 
 def group_weights(sources: Sequence[PlanSource], wish: StageWish, group: Group) -> list[float]:

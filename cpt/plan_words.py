@@ -4,7 +4,7 @@ Owns the warnings of ``cpt.plan``. Refuses to say one thing forty times: success
 of together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -21,6 +21,26 @@ class Given:
     limit: float  # the cap
     needed: float  # so far, and wished from here on
     reached: float  # so far, this stage with it
+
+
+@dataclass(frozen=True)
+class NewPass:
+    """A stage whose rows have another length than those before it: the epochs seen then of what it reads again."""
+
+    stage: int
+    seq_len: int
+    seen: Mapping[str, float]
+
+
+def new_passes_in_words(passes: Iterable[NewPass]) -> Iterator[str]:
+    for one in passes:
+        if one.seen:
+            seen = ", ".join(f"{name} {epochs:.2f}" for name, epochs in one.seen.items())
+            yield (
+                f"stage {one.stage} has rows of {one.seq_len} tokens: its sources are packed anew and shuffled in "
+                f"another order, so documents that were read before it may come again before all have been read "
+                f"(epochs until then: {seen}; caps count them)"
+            )
 
 
 def doubts_in_words(given: Sequence[Given]) -> Iterator[str]:

@@ -7,22 +7,22 @@ that hold something else than what the run has read.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cpt.config import ConfigError, Problem, RunConfig, apply_override, load_config, validate
-from cpt.data.sampler import rows_seen
+from cpt.data.sampler import rows_seen, tokens_seen
 from cpt.mixtures import epoch_caps, mixture_of, num_steps
 from cpt.plan import Plan, read_plan
 from cpt.planner.preview_mix import mix_facts
 from cpt.prepare import Prepared, prepare
-from cpt.rundir import DataError, RunDir, step_of
+from cpt.rundir import DataError, RunDir, note_event, step_of
 from cpt.runfolder import (
     MIXTURE,
     check_changeable,
     check_same_plan,
     lock_folder,
-    note_event,
     read_raw_config,
     read_run_config,
     write_change,
@@ -48,16 +48,17 @@ def remix(run_dir: Path, overrides: Sequence[str], step: int) -> Prepared:
     if step >= stored.num_steps:
         name, _, value = overrides[0].partition("=")
         rule = f"the run has done all of its {stored.num_steps} steps, no mixture is left to change"
-        raise ConfigError(Problem(name, value, rule, "start a new run from its checkpoint with model.init_from"))
+        fix = "cpt extend RUN_DIR --tokens +N gives it more, with this mixture; or start a new run with model.init_from"
+        raise ConfigError(Problem(name, value, rule, fix))
     for override in overrides:
         apply_override(raw, override)
-    _make_stores_absolute(raw)
+    make_stores_absolute(raw)
     same_place = prepare(validate(raw))
     if same_place.plan == stored:
         return same_place  # a store that was moved, a default that was spelled out: every row is what it was
     raw["data"]["past"] = [past.model_dump(mode="json") for past in past_of(old, step)]
     found = prepare(validate(raw))
-    _check_same_rows(stored, found.plan, step, rundir)
+    check_same_rows(stored, found.plan, step, rundir)
     return found
 
 
@@ -102,9 +103,9 @@ def past_of(config: RunConfig, step: int) -> list[Any]:
 
 def rest_shares(plan: Plan, step: int) -> dict[str, float]:
     """Share of each source in the tokens after ``step`` steps, as the sampler will give them."""
-    seen, planned = rows_seen(plan, step), rows_seen(plan, plan.num_steps)
+    seen, planned = tokens_seen(plan, step), tokens_seen(plan, plan.num_steps)
     left = {name: planned[name] - seen[name] for name in planned}
-    return {name: round(rows / sum(left.values()), 6) for name, rows in left.items()}
+    return {name: round(tokens / sum(left.values()), 6) for name, tokens in left.items()}
 
 
 def newest_step(run_dir: Path) -> int:
@@ -113,7 +114,7 @@ def newest_step(run_dir: Path) -> int:
     return max((step for step in found if step is not None), default=0)
 
 
-def _make_stores_absolute(raw: dict[str, Any]) -> None:
+def make_stores_absolute(raw: dict[str, Any]) -> None:
     """A store that was typed lies where the command runs; all others are absolute in a run folder."""
     stores = raw["data"].get("stores")
     if isinstance(stores, dict):
@@ -123,9 +124,10 @@ def _make_stores_absolute(raw: dict[str, Any]) -> None:
         }
 
 
-def _check_same_rows(stored: Plan, plan: Plan, step: int, rundir: RunDir) -> None:
+def check_same_rows(stored: Plan, plan: Plan, step: int, rundir: RunDir) -> None:
     """Raises DataError where rows that the run has read would be others now."""
-    if plan.sources[: len(stored.sources)] == stored.sources and rows_seen(plan, step).items() >= {
+    same = [replace(source, rows_by_length=()) for source in plan.sources[: len(stored.sources)]]
+    if same == [replace(source, rows_by_length=()) for source in stored.sources] and rows_seen(plan, step).items() >= {
         (name, rows) for name, rows in rows_seen(stored, step).items() if rows
     }:
         return

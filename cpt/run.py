@@ -1,84 +1,63 @@
 """The only place that turns a config and a plan into objects, and a run folder into a run that goes on."""
 
 import json
-import sys
-import time
+import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
-from cpt.announce import announce, announce_resume, cost_of, environment, model_config, size_warnings
-from cpt.checkpoint.portable import Checkpoint, CheckpointMeta, is_usable, latest_complete
-from cpt.checkpoint.prune import prune
-from cpt.checkpoint.save import save_checkpoint
+from cpt.announce import announce, environment, size_warnings
+from cpt.checkpoint.agreed import newest_good
 from cpt.config import ConfigError, RunConfig
 from cpt.data.loader import Loader
-from cpt.data.sampler import tokens_seen
-from cpt.eval.perplexity import EvalSpec, evaluate, held_out
-from cpt.eval.records import write_eval
-from cpt.model.build import LoadedModel, Needs, build_from_config, build_model, load_tensors
-from cpt.model.kernels import forward_logits, verify_packing
-from cpt.model.vocab import extend_vocabulary, with_vocabulary
-from cpt.new_tokens import find_extension
-from cpt.prepare import Prepared, check_world, prepare
+from cpt.data.place import Place
+from cpt.data.skipping import SkippingLoader, read_skipped
+from cpt.heartbeats import clear_beats
+from cpt.live_run import Run
+from cpt.model.kernels import verify_packing
+from cpt.model.ulysses import share_rows
+from cpt.prepare import Prepared, prepare_job
+from cpt.resumption import announce_resume, changes_since, check_own
+from cpt.run_evaluation import evaluate_now, evaluation_hook, evaluation_is_missing
+from cpt.run_guard import watch_over
+from cpt.run_model import for_training, load_sharded
+from cpt.run_numbers import build_metrics, build_profiler, pairs_of
+from cpt.run_rehearsal import explaining_memory, rehearse
+from cpt.run_saving import close_saves, finish_saves, finish_uploads, save, upload_existing
+from cpt.run_watch import watch_hooks
 from cpt.rundir import DataError, RunDir, write_atomic
-from cpt.runfolder import changed_fields, claim, note_event, settle
-from cpt.train.engine import Engine, EngineSpec, Topology, start_process_group, stop_process_group
+from cpt.runfolder import changed_fields, claim, settle
+from cpt.train.deepspeed_config import EngineSpec
+from cpt.train.engine import Engine, Topology, check_machine, start_process_group, stop_process_group
 from cpt.train.guard import EXIT_STOPPED, StopFlag
+from cpt.train.heartbeat import Heartbeat
 from cpt.train.hooks import Hook
-from cpt.train.metrics import ConsoleSink, JsonlSink, MetricsHook, Sink, Throughput, WandbSink, device_peak_flops
-from cpt.train.optim import build_adamw
-from cpt.train.schedules import build_schedule
+from cpt.train.loss_head import attach_loss_head, forward_losses
+from cpt.train.optim import OptimizerSpec, build_optimizer
+from cpt.train.schedules import learning_rates
 from cpt.train.stepinfo import StepInfo
-from cpt.train.trainer import Job, Trainer
+from cpt.train.trainer import Forward, Job, Trainer
 
 
-@dataclass
-class Run:
-    """What a run's hooks work with."""
-
-    prepared: Prepared
-    rundir: RunDir
-    topology: Topology
-    engine: Engine
-    loaded: LoadedModel
-    stop: StopFlag
-    metrics: MetricsHook | None = None  # rank 0 alone writes metrics
-    evaluation_cut_short: bool = False
-
-    @property
-    def config(self) -> RunConfig:
-        return self.prepared.config
-
-    def event(self, name: str, step: int, **details: object) -> None:
-        """Add a line to events.jsonl, from rank 0."""
-        if self.topology.rank != 0:
-            return
-        try:
-            note_event(name, step, self.rundir, **details)
-        except OSError as error:  # a full disk must not end a run over its diary
-            print(f"WARNING: could not note {name}, {json.dumps(details)}: {error}", file=sys.stderr, flush=True)
-
-
-def train(config: RunConfig, *, resume: bool = False) -> int:
-    """Run the job that the launcher's environment describes; returns the exit code.
+def train(config: RunConfig, *, resume: bool = False, stop: StopFlag | None = None, profile_steps: int = 0) -> int:
+    """Run the job that the launcher's environment describes; returns the exit code. ``stop``: a flag that hears
+    signals already.
 
     Raises:
         ConfigError, DataError: the user can fix it; nothing was trained.
         RuntimeError, OSError: the environment is at fault; complete checkpoints are intact.
     """
-    stop = StopFlag()
-    stop.install()  # before anything slow, so that a signal during start-up is obeyed too
-    prepared = prepare(config)
-    topology = start_process_group()
+    if stop is None:
+        stop = StopFlag()
+        stop.install()
+    prepared = prepare_job(config, int(os.environ.get("WORLD_SIZE", "1")))
+    topology = start_process_group(hang_seconds=config.guard.hang_seconds)
     try:
-        check_world(config, topology.world_size)
-        with _claim(prepared, topology, resume=resume):
+        check_machine(_engine_spec(config, topology), topology)
+        with _claim(prepared, topology, resume=resume), _heartbeat(config, topology) as heartbeat:
             run, first_step = _build(prepared, topology, stop, resume=resume)
-            return _fit(run, first_step)
+            run.profiler = build_profiler(run, profile_steps)
+            return _fit(run, first_step, heartbeat)
     finally:
         stop_process_group()
 
@@ -92,6 +71,7 @@ def _claim(prepared: Prepared, topology: Topology, *, resume: bool) -> AbstractC
     if topology.rank == 0:
         try:
             lock = claim(RunDir(prepared.config.run_dir), prepared, resume=resume)
+            clear_beats(RunDir(prepared.config.run_dir).heartbeats)
         except (ConfigError, DataError, RuntimeError, OSError) as error:
             refusal = [error]
     if topology.world_size > 1:
@@ -101,87 +81,50 @@ def _claim(prepared: Prepared, topology: Topology, *, resume: bool) -> AbstractC
     return lock
 
 
+def _heartbeat(config: RunConfig, topology: Topology) -> Heartbeat:
+    seconds, rundir = config.guard.hang_seconds, RunDir(config.run_dir)
+    return Heartbeat(rundir, rank=topology.rank, world_size=topology.world_size, hang_seconds=seconds)
+
+
 def _build(prepared: Prepared, topology: Topology, stop: StopFlag, *, resume: bool) -> tuple[Run, int]:
     config, rundir = prepared.config, RunDir(prepared.config.run_dir)
-    checkpoint, skipped = _find_checkpoint(rundir, topology) if resume else (None, [])
-    loaded = _load_model(prepared, topology, checkpoint)
-    optimizer = build_adamw(
-        loaded.model, weight_decay=config.train.weight_decay, betas=config.train.betas, eps=config.train.eps
-    )
-    if config.train.activation_checkpointing:
-        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    engine = Engine(loaded.model, optimizer, spec=_engine_spec(config, topology), topology=topology)
+    rank, world_size = topology.rank, topology.world_size
+    checkpoint, skipped = newest_good(rundir.checkpoints, rank=rank, world_size=world_size) if resume else (None, [])
+    if checkpoint:
+        check_own(checkpoint, prepared)
+    spec = _engine_spec(config, topology)
+    loaded = for_training(load_sharded(spec, prepared, topology, checkpoint), config, topology.device)
+    optimizer = build_optimizer(loaded.model, _optimizer_spec(config))
+    engine = Engine(loaded.model, optimizer, spec=spec, topology=topology)
+    vocab_size, backend = prepared.vocab_size, loaded.report.attention
+    how = attach_loss_head(engine.model, backend, vocab_size=vocab_size, device=topology.device)
+    loaded = loaded.noting(f"loss: {how}")
     run = Run(prepared, rundir, topology, engine, loaded, stop)
+    engine.count_communication(run.phases)
+    run.skipped.add(read_skipped(rundir.skipped_rows) if resume else ())
     first_step = checkpoint.meta.step if checkpoint else 0
     if checkpoint:
         engine.restore(checkpoint.fill, optimizer_steps=checkpoint.meta.optimizer_steps)
-    vocab_size, backend = prepared.vocab_size, loaded.report.attention
     verify_packing(engine.model, backend, vocab_size=vocab_size, device=topology.device)
+    place = Place(topology.rank, topology.world_size, config.deepspeed.sequence_parallel)
+    shared = share_rows(engine.model, backend, place, vocab_size=vocab_size, device=topology.device)
+    run.loaded = loaded = loaded.noting(shared)
     if topology.rank == 0:
         if not resume:
             settle(rundir, prepared)  # only now: a start that was refused leaves its name free
         write_atomic(rundir.environment, json.dumps(environment(topology), indent=1))
         announce(prepared, loaded, topology)
         if resume:
-            announce_resume(prepared, first_step, skipped)
+            announce_resume(prepared, checkpoint, skipped, topology.world_size)
     warnings = (*prepared.warnings, *size_warnings(prepared, loaded))
     details = {"world_size": topology.world_size, "warnings": warnings, "skipped_checkpoints": skipped}
     details["recommendation"] = config.plan.fingerprint if config.plan else None
     if resume:
         details["changed"] = changed_fields(rundir, config)
+        details["since_checkpoint"] = changes_since(checkpoint, prepared, topology.world_size) if checkpoint else []
+    details["startup_seconds"] = round(stop.age_seconds, 3)
     run.event("resume" if resume else "start", first_step, **details)
     return run, first_step
-
-
-def _find_checkpoint(rundir: RunDir, topology: Topology) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to go on from: rank 0 chooses, so that a slow file system cannot show different ones to the
-    ranks.
-    """
-    checkpoint, skipped = latest_complete(rundir.checkpoints) if topology.rank == 0 else (None, [])
-    if topology.world_size == 1:
-        return checkpoint, skipped
-    chosen = [checkpoint.path if checkpoint else None]
-    dist.broadcast_object_list(chosen)
-    return (Checkpoint.open(chosen[0]) if chosen[0] else None), skipped
-
-
-def _load_model(prepared: Prepared, topology: Topology, checkpoint: Checkpoint | None) -> LoadedModel:
-    """The model's weights: of this run's checkpoint, of another run's (init_from), from Hugging Face, or fresh."""
-    config = prepared.config
-    needs = needs_of(prepared)
-    if checkpoint is not None:  # the engine fills in the weights, each rank its own part
-        return build_from_meta(config, checkpoint.meta, needs, topology.device)
-    origin = config.model.init_from
-    if not origin:
-        return build_model(config.model, needs, device=topology.device)
-    extension = find_extension(config)
-    if extension is not None:
-        needs = replace(needs, vocab_size=extension.base_vocab_size)
-    if (Path(origin) / "meta.json").is_file():
-        other = Checkpoint.open(Path(origin))
-        loaded = build_from_meta(config, other.meta, needs, topology.device)
-        load_tensors(loaded.model, other.tensors(), origin=origin)
-    else:
-        loaded = build_model(config.model, needs, device=topology.device)
-    if extension is not None:  # now, while the weights are whole: sharded ones cannot be resized
-        return extend_vocabulary(loaded, extension)
-    return with_vocabulary(loaded, tokens=prepared.vocab_size)
-
-
-def needs_of(prepared: Prepared) -> Needs:
-    """What this run asks of any model."""
-    config = prepared.config
-    return Needs(
-        seq_len=config.data.seq_len,
-        vocab_size=prepared.vocab_size,
-        seed=config.run.seed,
-        compute_dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
-    )
-
-
-def build_from_meta(config: RunConfig, meta: CheckpointMeta, needs: Needs, device: torch.device) -> LoadedModel:
-    """A model of the shape that a checkpoint was written from, its weights still to be filled in."""
-    return build_from_config(meta.model_config, config.model, needs, device=device)
 
 
 def _engine_spec(config: RunConfig, topology: Topology) -> EngineSpec:
@@ -189,21 +132,32 @@ def _engine_spec(config: RunConfig, topology: Topology) -> EngineSpec:
         zero_stage=config.deepspeed.zero_stage,
         precision=config.train.precision,
         micro_batch_size=config.train.micro_batch_size,
-        grad_accum_steps=config.global_batch_rows // (config.train.micro_batch_size * topology.world_size),
+        grad_accum_steps=config.global_batch_rows
+        * config.deepspeed.sequence_parallel
+        // (config.train.micro_batch_size * topology.world_size),
         max_grad_norm=config.train.max_grad_norm,
         extra=config.deepspeed.extra,
+        offload=config.deepspeed.offload,
+        nvme_dir=config.deepspeed.nvme_dir,
+        hpz_size=config.deepspeed.hpz_size,
+        quantized_communication=config.deepspeed.quantized_communication,
     )
 
 
-def _fit(run: Run, first_step: int) -> int:
+def _optimizer_spec(config: RunConfig) -> OptimizerSpec:
+    train = config.train
+    return OptimizerSpec(train.optimizer, weight_decay=train.weight_decay, betas=train.betas, eps=train.eps)
+
+
+def _fit(run: Run, first_step: int, heartbeat: Heartbeat) -> int:
     config, plan, topology = run.config, run.prepared.plan, run.topology
-    scale = build_schedule(config.train.schedule, total_steps=plan.num_steps)
     job = Job(
         num_steps=plan.num_steps,
         tokens_per_step=plan.global_batch_rows * plan.seq_len,
         source_names=[source.name for source in plan.sources],
         seed=config.run.seed,
-        lr_at=lambda update: config.train.peak_lr * scale(update),
+        lr_at=learning_rates(config.train, total_steps=plan.num_steps),
+        pairs_of=pairs_of(run),
     )
     loader = Loader(
         plan,
@@ -211,126 +165,46 @@ def _fit(run: Run, first_step: int) -> int:
         rank=topology.rank,
         world_size=topology.world_size,
         micro_batch_size=config.train.micro_batch_size,
+        sequence_parallel=config.deepspeed.sequence_parallel,
+        threads=config.data.loader_threads,
     )
-    backend = run.loaded.report.attention
-    trainer = Trainer(
-        run.engine, loader, forward=lambda model, batch: forward_logits(model, batch, backend), job=job, stop=run.stop
-    )
-    run.metrics = _metrics(run) if topology.rank == 0 else None
-    trainer.hooks = _hooks(run)
+    data = SkippingLoader(loader, plan, run.skipped)
+    trainer = Trainer(run.engine, data, forward=_forward(run), job=job, stop=run.stop)
+    watch_over(trainer, run, data)
+    run.metrics = build_metrics(run) if topology.rank == 0 else None
+    trainer.phases = run.phases
+    trainer.hooks = [*watch_hooks(run, heartbeat), *_hooks(run)]
     try:
+        upload_existing(run)
         # a stop cut it short; the checkpoint was still saved
-        if first_step and _evaluation_is_missing(run, first_step):
-            _evaluate(run, StepInfo.before_training(first_step, tokens_seen=first_step * job.tokens_per_step))
-        last = trainer.fit(first_step)
+        if first_step and evaluation_is_missing(run, first_step):
+            evaluate_now(run, StepInfo.before_training(first_step, tokens_seen=first_step * job.tokens_per_step))
+        with explaining_memory(run):
+            if first_step == 0:
+                rehearse(run, loader, trainer.forward)
+                run.phases.take()  # no step's
+            last = trainer.fit(first_step)
         return _end(run, last)
     finally:
+        close_saves(run)
         loader.close()
-        if run.metrics:
-            run.metrics.close()
+        for each in (run.profiler, run.metrics):
+            if each:
+                each.close()
+
+
+def _forward(run: Run) -> Forward:
+    backend = run.loaded.report.attention
+    return lambda model, batch: forward_losses(model, batch, backend)
 
 
 def _hooks(run: Run) -> list[Hook]:
     """In order: metrics, evaluation, checkpoint."""
     config, last = run.config, run.prepared.plan.num_steps
-    hooks = [Hook(run.metrics, every=1)] if run.metrics else []
-    hooks.append(_evaluation_hook(run))
-    hooks.append(Hook(lambda info: _save(run, info), every=config.checkpoint.every_steps, at=frozenset({last})))
+    hooks = [Hook(each, every=1) for each in (run.metrics, run.profiler) if each]
+    hooks.append(evaluation_hook(run))
+    hooks.append(Hook(lambda info: save(run, info), every=config.checkpoint.every_steps, at=frozenset({last})))
     return hooks
-
-
-def _evaluation_hook(run: Run) -> Hook:
-    at = frozenset({0, run.prepared.plan.num_steps, *run.config.eval.at_steps})
-    return Hook(lambda info: _evaluate(run, info), every=run.config.eval.every_steps, at=at)
-
-
-def _evaluation_is_missing(run: Run, step: int) -> bool:
-    """Due at ``step`` but not in the run folder; as rank 0 sees it, for all ranks must evaluate or none."""
-    answer = [_evaluation_hook(run).is_due(step) and not run.rundir.eval_file(step).exists()]
-    if run.topology.world_size > 1:
-        dist.broadcast_object_list(answer)
-    return answer[0]
-
-
-def _metrics(run: Run) -> MetricsHook:
-    config, plan = run.config, run.prepared.plan
-    sinks: list[Sink] = [JsonlSink(run.rundir.metrics), ConsoleSink(num_steps=plan.num_steps, title=config.run.name)]
-    if config.log.wandb != "disabled":
-        details = config.model_dump(mode="json")
-        sinks.append(WandbSink(mode=config.log.wandb, name=config.run.name, folder=run.rundir.root, config=details))
-    flops = cost_of(run.prepared, run.loaded, run.topology).flops_per_token
-    peak = device_peak_flops(run.topology.device)
-    throughput = Throughput(
-        tokens_per_step=plan.global_batch_rows * plan.seq_len,
-        flops_per_token=float(flops or 0),
-        peak_flops=peak * run.topology.world_size if peak and flops else None,
-    )
-    return MetricsHook(sinks, config.log.every_steps, throughput, lambda step: tokens_seen(plan, step))
-
-
-def _evaluate(run: Run, info: StepInfo) -> None:
-    spec = EvalSpec(
-        seq_len=run.prepared.plan.seq_len,
-        tokens_per_source=run.config.eval.tokens_per_source,
-        micro_batch_size=run.config.train.micro_batch_size,
-        backend=run.loaded.report.attention,
-        device=run.topology.device,
-    )
-    sources = {name: held_out(store) for name, store in run.prepared.heldout_stores.items()}
-    started = time.perf_counter()
-    record = evaluate(
-        run.engine.model,
-        sources,
-        spec,
-        step=info.step,
-        tokens_seen=info.tokens_seen,
-        should_stop=lambda: run.stop.is_raised,
-    )
-    run.evaluation_cut_short = record is None
-    if record is not None and run.topology.rank == 0:
-        write_eval(run.rundir.eval_file(info.step), record)
-        losses = {name: source.loss for name, source in record.sources.items()}
-        run.event("eval", info.step, seconds=round(time.perf_counter() - started, 3), losses=losses)
-        shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
-        print(f"held-out loss after step {info.step}: {shown}", flush=True)
-
-
-def _save(run: Run, info: StepInfo) -> None:
-    """Save and prune. A periodic save that fails is reported and the run goes on; the last one, or one to stop at,
-    must succeed.
-    """
-    must_succeed = info.step == run.prepared.plan.num_steps or run.stop.agreed(run.topology.device)
-    started = time.perf_counter()
-    try:
-        _write_checkpoint(run, info)
-    except OSError as error:
-        run.event("checkpoint_failed", info.step, reason=str(error))
-        if must_succeed:
-            raise
-        if run.topology.rank == 0:
-            print(f"WARNING: no checkpoint after step {info.step}: {error}", file=sys.stderr, flush=True)
-        return
-    seconds = round(time.perf_counter() - started, 3)
-    pruned = prune(run.rundir.checkpoints, keep_last=run.config.checkpoint.keep_last) if run.topology.rank == 0 else []
-    run.event("checkpoint", info.step, seconds=seconds, pruned=[folder.name for folder in pruned])
-
-
-def _write_checkpoint(run: Run, info: StepInfo) -> None:
-    meta = CheckpointMeta(
-        step=info.step,
-        tokens_seen=info.tokens_seen,
-        tokens_by_source=tokens_seen(run.prepared.plan, info.step),
-        optimizer_steps=run.engine.optimizer_steps,
-        seed=run.config.run.seed,
-        plan_fingerprint=run.prepared.plan.fingerprint,
-        parameter_shapes={name: list(shape) for name, shape in run.engine.parameter_shapes().items()},
-        model_config=model_config(run.loaded),
-        run_config=run.config.model_dump(mode="json"),
-        written_by={**environment(run.topology), "zero_stage": run.config.deepspeed.zero_stage},
-    )
-    folder = run.rundir.checkpoint(info.step)
-    topology = run.topology
-    save_checkpoint(folder, run.engine.owned_fragments(), meta, rank=topology.rank, world_size=topology.world_size)
 
 
 def _end(run: Run, info: StepInfo) -> int:
@@ -338,13 +212,15 @@ def _end(run: Run, info: StepInfo) -> int:
     if run.metrics:
         run.metrics.flush()  # before the last words, not behind them
     if info.step >= run.prepared.plan.num_steps and not run.evaluation_cut_short:
-        run.event("finish", info.step)
+        finish_uploads(run, info.step)
+        run.event("finish", info.step, phase_seconds=run.phases.after_last_step())
         if run.topology.rank == 0:
             print(f"finished: {run.rundir.root}", flush=True)
         return 0
-    if not is_usable(run.rundir.checkpoint(info.step)):
-        _save(run, info)
-    run.event("sigterm", info.step, signal=run.stop.signal_name)
+    finish_saves(run, info)
+    run.stop.obey()
+    told, seconds = run.stop.reason or "another rank", round(run.stop.seconds_ago, 3)
+    run.event("sigterm", info.step, signal=told, seconds=seconds, phase_seconds=run.phases.after_last_step())
     if run.topology.rank == 0:
         print(f"stopped after step {info.step}, saved; continue with: cpt resume {run.rundir.root}", flush=True)
     return EXIT_STOPPED

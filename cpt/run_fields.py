@@ -33,7 +33,15 @@ class ModelSection(Section):
     tokenizer: str | None = Field(
         None, description="tokenizer to export with the model; default: the one in init_from, if any"
     )
-    attention: Literal["auto", "sdpa", "varlen", "flash_attn"] = Field("auto", description="attention back-end")
+    attention: Literal["auto", "sdpa", "flex", "varlen", "flash_attn", "flash_attn_3", "flash_attn_4"] = Field(
+        "auto", description="attention back-end"
+    )
+    kernels: Literal["auto", "torch", "liger"] = Field(
+        "auto", description="norms, rotary positions and gated MLPs: torch's own, or Liger's fused ones (GPU)"
+    )
+    rope_theta: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="another base of the rotary positions, for longer rows (ABF: arXiv 2309.16039)"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
 
 
@@ -68,6 +76,7 @@ class DataSection(Section):
     )
     stages: tuple[StageSection, ...] = Field((), description="mixture by stage; replaces replay.share_general")
     mix: Mix = Field(ConstantMix(), description="how the mixture moves over the run's tokens")
+    loader_threads: Count = Field(1, description="threads per rank that read rows ahead")
     past: tuple[PastMixture, ...] = Field(
         (), description="mixtures that the run had before this one; written by cpt resume, which may change the mixture"
     )
@@ -79,6 +88,15 @@ class ReplaySection(Section):
         description="share of every batch's tokens that replays general data, displacing domain tokens; "
         f"default {DEFAULT_REPLAY_SHARE} when both kinds of store are given",
     )
+
+
+class PastRates(Section):
+    """What the run file said of budget and rate until the run was extended."""
+
+    until_step: Count = Field(description="steps done when it was extended")
+    tokens: Count = Field(description="train.tokens as it was")
+    peak_lr: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(description="train.peak_lr as it was")
+    schedule: Schedule = Field(description="train.schedule as it was")
 
 
 class TrainSection(Section):
@@ -94,11 +112,29 @@ class TrainSection(Section):
     eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="added to the root of Adam's second moment")
     max_grad_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="gradients are scaled down to this norm")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="compute type; masters and moments stay fp32")
-    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: of the blocks' matrices (arXiv 2502.16982); everything else stays with AdamW"
+    )
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none", description="what the backward pass computes again: nothing, all but matrix products, whole blocks"
+    )
+    compile: bool = Field(False, description="torch.compile the blocks of the model")
+    past: tuple[PastRates, ...] = Field(
+        (), description="budgets and rates that the run had before it was extended; written by cpt extend"
+    )
 
 
 class DeepSpeedSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what is sharded: 1 optimizer, 2 + gradients, 3 + weights")
+    offload: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="where masters and moments live instead of the GPU (ZeRO 1-3; nvme: ZeRO 3)"
+    )
+    nvme_dir: Path | None = Field(None, description="folder on a fast local disk, for offload=nvme")
+    hpz_size: Count = Field(1, description="ZeRO++ hpZ: ranks that keep a whole second copy of the weights (ZeRO 3)")
+    quantized_communication: bool = Field(
+        False, description="ZeRO++ qwZ and qgZ: weights and gradients travel in 8 and 4 bits (ZeRO 3, GPU)"
+    )
+    sequence_parallel: Count = Field(1, description="ranks that share one row (Ulysses); divides the attention heads")
     extra: dict[str, Any] = Field(
         default_factory=dict, description="keys merged over the generated DeepSpeed dictionary, unchecked"
     )
@@ -106,7 +142,31 @@ class DeepSpeedSection(Section):
 
 class CheckpointSection(Section):
     every_steps: Count | None = Field(None, description="default: only after the last step")
-    keep_last: Count = Field(2, description="complete checkpoints kept; the newest is never deleted")
+    keep_last: Count = Field(2, description="full checkpoints kept; the newest is never deleted")
+    keep_weights_every: Count | None = Field(
+        None, description="of checkpoints whose step this divides, weights are kept for good; default: of none"
+    )
+    keep_best: str | None = Field(
+        None, description="also keep the checkpoint of the lowest held-out loss on this source or group; default: none"
+    )
+    upload_to: str | None = Field(
+        None, description="URL (s3://..., gs://..., file://...) that complete checkpoints are copied to"
+    )
+
+
+class GuardSection(Section):
+    max_rollbacks: int = Field(
+        3, ge=0, description="times a bad step sends the run back to its last checkpoint; 0: stop at the first"
+    )
+    spike_sigma: Annotated[float, Field(gt=0.0)] | None = Field(
+        8.0, description="robust standard deviations above the median that make a loss or norm a spike; null: never"
+    )
+    hang_seconds: Annotated[float, Field(gt=0.0)] = Field(
+        1800.0, description="a rank without a sign of life for so long ends the job"
+    )
+    stop_after_seconds: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="save and stop after this wall-clock time, as a scheduler's limit asks; default: never"
+    )
 
 
 class EvalSection(Section):
@@ -149,6 +209,7 @@ class RunConfig(Section):
     train: TrainSection
     deepspeed: DeepSpeedSection = DeepSpeedSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    guard: GuardSection = GuardSection()
     eval: EvalSection = EvalSection()
     log: LogSection = LogSection()
 

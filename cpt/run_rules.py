@@ -31,6 +31,24 @@ def _whole_rows(config: RunConfig) -> Problem | None:
     return None
 
 
+def _stages_have_whole_rows(config: RunConfig) -> Problem | None:
+    tokens = config.train.global_batch_tokens
+    odd = [stage.seq_len for stage in config.data.stages if stage.seq_len and tokens % stage.seq_len]
+    if odd:
+        rule = f"must divide train.global_batch_tokens ({tokens}), which is the same in every stage"
+        return Problem("data.stages", f"seq_len {', '.join(map(str, odd))}", rule)
+    return None
+
+
+def _rows_are_shared(config: RunConfig) -> Problem | None:
+    shared = config.deepspeed.sequence_parallel
+    lengths = [config.data.seq_len, *(stage.seq_len for stage in config.data.stages if stage.seq_len)]
+    if odd := sorted({length for length in lengths if length % shared}):
+        rule = f"must divide the rows that ranks share ({', '.join(map(str, odd))} tokens)"
+        return Problem("deepspeed.sequence_parallel", shared, rule)
+    return None
+
+
 def _at_least_one_step(config: RunConfig) -> Problem | None:
     if config.train.tokens < config.train.global_batch_tokens:
         rule = f"is less than one step (train.global_batch_tokens = {config.train.global_batch_tokens})"
@@ -114,12 +132,37 @@ def _past_leads_here(config: RunConfig) -> Problem | None:
 
 
 def _schedule_fits(config: RunConfig) -> Problem | None:
-    steps = config.train.tokens // config.train.global_batch_tokens
+    """The schedule of an extended run is counted from its extension."""
+    start = config.train.past[-1].until_step if config.train.past else 0
+    steps = config.train.tokens // config.train.global_batch_tokens - start
     fields = config.train.schedule.model_dump()
     parts = {name: value for name, value in fields.items() if name.endswith("_steps") and value}
     if sum(parts.values()) > steps:
-        rule = f"segments add up to {sum(parts.values())} steps but the run has {steps}"
+        since = f" after its extension at step {start}" if start else ""
+        rule = f"segments add up to {sum(parts.values())} steps but the run has {steps}{since}"
         return Problem("train.schedule", parts, rule, "shorten them or raise train.tokens")
+    return None
+
+
+def _past_rates_lead_here(config: RunConfig) -> Problem | None:
+    """Each extension lies after the one before it, inside the run that it extended and inside this one."""
+    step_tokens, past = config.train.global_batch_tokens, config.train.past
+    ends = [rates.until_step for rates in past]
+    if ends != sorted(set(ends)) or (ends and ends[-1] >= config.train.tokens // step_tokens):
+        rule = "until_step must rise and stay below the run's steps"
+        return Problem("train.past", ends, rule, "only cpt extend writes it; restore config.yaml from a copy")
+    if wrong := [rates.until_step for rates in past if rates.until_step > rates.tokens // step_tokens]:
+        rule = "until_step lies behind the end that its tokens give"
+        return Problem("train.past", wrong, rule, "only cpt extend writes it; restore config.yaml from a copy")
+    return None
+
+
+def _micro_batch_fits(config: RunConfig) -> Problem | None:
+    """Of any number of ranks; how many there are is asked when they are known."""
+    rows, micro = config.global_batch_rows, config.train.micro_batch_size
+    if 0 < rows < micro:
+        rule = f"is more than the {rows} rows of a step (train.global_batch_tokens / data.seq_len)"
+        return Problem("train.micro_batch_size", micro, rule, f"at most {rows}, or a larger global_batch_tokens")
     return None
 
 
@@ -152,17 +195,82 @@ def _extra_adds_only(config: RunConfig) -> Problem | None:
     return None
 
 
+def _offload_has_a_place(config: RunConfig) -> Problem | None:
+    section = config.deepspeed
+    if section.offload != "none" and section.zero_stage == 0:
+        rule = "needs sharded state (deepspeed.zero_stage 1, 2 or 3)"
+        return Problem("deepspeed.offload", section.offload, rule, "set deepspeed.zero_stage=1 or more")
+    if section.offload == "nvme" and section.zero_stage != 3:
+        rule = "DeepSpeed writes state to files under ZeRO 3 only"
+        return Problem("deepspeed.offload", "nvme", rule, "set deepspeed.zero_stage=3, or deepspeed.offload=cpu")
+    if (section.offload == "nvme") != (section.nvme_dir is not None):
+        rule = "goes with deepspeed.offload=nvme, and that with it"
+        fix = "a folder on each node's own fast disk"
+        return Problem("deepspeed.nvme_dir", str(section.nvme_dir) if section.nvme_dir else None, rule, fix)
+    return None
+
+
+def _zero_plus_plus_shards_weights(config: RunConfig) -> Problem | None:
+    section = config.deepspeed
+    fix = "set deepspeed.zero_stage=3, or leave it out"
+    if section.hpz_size > 1 and section.zero_stage != 3:
+        return Problem("deepspeed.hpz_size", section.hpz_size, "ZeRO++ hpZ is a part of ZeRO 3", fix)
+    if section.quantized_communication and section.zero_stage != 3:
+        return Problem("deepspeed.quantized_communication", True, "ZeRO++ is a part of ZeRO 3", fix)
+    return None
+
+
 def _evaluations_happen(config: RunConfig) -> Problem | None:
     steps = config.train.tokens // config.train.global_batch_tokens
     late = [step for step in config.eval.at_steps if step > steps]
     return Problem("eval.at_steps", late, f"lies behind the last step, {steps}") if late else None
 
 
+def _best_is_measured(config: RunConfig) -> Problem | None:
+    name, known = config.checkpoint.keep_best, ["general", "domain", *config.data.stores]
+    if name is not None and name not in known:
+        return Problem("checkpoint.keep_best", name, f"is no group or source ({known})")
+    return None
+
+
+def _weights_are_saved(config: RunConfig) -> Problem | None:
+    """Steps to keep the weights of are steps that are saved at all."""
+    saved, kept = config.checkpoint.every_steps, config.checkpoint.keep_weights_every
+    if kept is None or (saved is not None and kept % saved == 0):
+        return None
+    if saved is None:
+        fix = "set checkpoint.every_steps"
+        return Problem("checkpoint.keep_weights_every", kept, "only the last step is saved", fix)
+    nearest = max(1, round(kept / saved)) * saved
+    rule = f"must be a multiple of checkpoint.every_steps ({saved})"
+    return Problem("checkpoint.keep_weights_every", kept, rule, f"the nearest is {nearest}")
+
+
+def _compiled_blocks_are_left_alone(config: RunConfig) -> Problem | None:
+    if config.train.compile and config.deepspeed.zero_stage == 3:
+        rule = "cannot be used with deepspeed.zero_stage=3, whose hooks gather weights in the middle of a block"
+        return Problem("train.compile", True, rule, "set it to false, or deepspeed.zero_stage=2")
+    if config.train.compile and config.train.activation_checkpointing == "selective":
+        rule = "chooses by itself what to keep: cannot be used with train.activation_checkpointing=selective"
+        return Problem("train.compile", True, rule, "set activation_checkpointing to none or full")
+    return None
+
+
 RULES: tuple[Rule, ...] = (
+    (("checkpoint.keep_best", "data.stores"), _best_is_measured),
+    (("checkpoint.keep_weights_every", "checkpoint.every_steps"), _weights_are_saved),
     (("deepspeed.extra",), _extra_adds_only),
+    (("deepspeed.offload", "deepspeed.nvme_dir", "deepspeed.zero_stage"), _offload_has_a_place),
+    (
+        ("deepspeed.hpz_size", "deepspeed.quantized_communication", "deepspeed.zero_stage"),
+        _zero_plus_plus_shards_weights,
+    ),
     (("eval.at_steps", "train.tokens", "train.global_batch_tokens"), _evaluations_happen),
     (("model",), _exactly_one_model),
+    (("train.compile", "train.activation_checkpointing", "deepspeed.zero_stage"), _compiled_blocks_are_left_alone),
     (("train.global_batch_tokens", "data.seq_len"), _whole_rows),
+    (("train.global_batch_tokens", "data.stages"), _stages_have_whole_rows),
+    (("deepspeed.sequence_parallel", "data.seq_len", "data.stages"), _rows_are_shared),
     (("train.tokens", "train.global_batch_tokens"), _at_least_one_step),
     (("data.stages", "train.tokens"), _stages_fill_the_budget),
     (("data.stages", "data.mix", "data.stores"), _shares_are_stated),
@@ -170,5 +278,7 @@ RULES: tuple[Rule, ...] = (
     (("data.mix", "train.tokens"), _points_lie_in_the_run),
     (("data.weights", "data.max_epochs_of", "data.mix", "data.stages", "data.stores"), _known_sources),
     (("data.past", "data.stores", "train.tokens", "train.global_batch_tokens"), _past_leads_here),
-    (("train.schedule", "train.tokens", "train.global_batch_tokens"), _schedule_fits),
+    (("train.schedule", "train.past", "train.tokens", "train.global_batch_tokens"), _schedule_fits),
+    (("train.past", "train.tokens", "train.global_batch_tokens"), _past_rates_lead_here),
+    (("train.micro_batch_size", "train.global_batch_tokens", "data.seq_len"), _micro_batch_fits),
 )

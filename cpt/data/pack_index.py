@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpt.data.best_fit import best_fit, cut
+from cpt.data.mapped import NumberFiles
 from cpt.data.packing import Rows, concat_rows, pieces_row
 from cpt.data.store_selection import Split, is_ordered
 from cpt.json_fields import take_fields
@@ -62,12 +63,15 @@ class PackIndex:
 
     path: Path
     manifest: IndexManifest
-    row_starts: NDArray[np.int64]
-    all_pieces: NDArray[np.int64]
+    files: NumberFiles
 
     def pieces(self, row: int) -> NDArray[np.int64]:
+        """Raises DataError where the index was cut short since it was opened."""
         assert 0 <= row < self.manifest.rows, f"row {row} is outside the index"
-        return self.all_pieces[self.row_starts[row] : self.row_starts[row + 1]]
+        first, last = self.files.read(ROWS_NAME, np.dtype("<i8"), row, row + 2).tolist()
+        if not 0 <= first < last <= self.manifest.pieces:
+            raise DataError(f"{self.path / ROWS_NAME}: row {row} has pieces {first} to {last}; delete {self.path}")
+        return self.files.read(PIECES_NAME, np.dtype("<i8"), 2 * first, 2 * last).reshape(-1, 2)
 
 
 def rule_for(store: Split, packing: str) -> str:
@@ -157,9 +161,10 @@ def _open(folder: Path, store: Split, seq_len: int, *, verify: bool) -> PackInde
             return None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    row_starts = np.asarray(np.memmap(rows_file, dtype="<i8", mode="r"))
-    all_pieces = np.asarray(np.memmap(pieces_file, dtype="<i8", mode="r")).reshape(-1, 2)
-    return PackIndex(folder, manifest, row_starts, all_pieces)
+    files = NumberFiles(folder)
+    for name in (ROWS_NAME, PIECES_NAME):
+        files.read(name, np.dtype("<i8"), 0, 0)  # opened now: what is put in their place later changes no row
+    return PackIndex(folder, manifest, files)
 
 
 def _sha256(file: Path) -> str:

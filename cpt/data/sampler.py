@@ -18,7 +18,9 @@ share * (sources - 2) rows of the wished share. Short stages and partial blocks 
 price: a rare source comes half as often as it should at the first and the last of a block's places.
 
 (2) The rows of earlier stages are summed once per plan. A stage that ends inside a block hands on exactly where it
-stopped.
+stopped. A stage whose rows have another length starts its sources' draws of that length at 0, or where the last stage
+with that length stopped: rows of 8 and of 16 tokens are two packings of a source, each with an order of its own. A
+curriculum alone goes on at the same place of its text: after 7 rows of 8 tokens comes row 3 of 16.
 
 (4) A Feistel network on the two digits of the index to the base ceil(sqrt(rows)), walked until it lands inside (Black
 & Rogaway 2002). A comes as 2 3 1 0 in epoch 0 and as 0 2 3 .. in epoch 1. A source that is ``in_order``, a curriculum,
@@ -29,6 +31,7 @@ unsigned 64-bit arithmetic: the same on every machine and for every version of n
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpt.plan import Plan
+from cpt.plan_parts import micro_rows
 from cpt.rundir import DataError
 
 IntArray = NDArray[np.int64]
@@ -63,14 +67,16 @@ class RowLocations:
 class _Tables:
     """What is worth computing once per plan; a few numbers per stage and source."""
 
-    counts: IntArray  # (stages, sources) rows per block
-    bases: IntArray  # (stages, sources) rows drawn before the stage
-    epoch_rows: IntArray  # (sources,)
-    source_keys: KeyArray  # (sources,)
+    lengths: IntArray  # (stages,) index into ``seq_lens``
+    seq_lens: tuple[int, ...]
+    bases: IntArray  # (stages, sources) where the stage's draws begin
+    drawn: IntArray  # (stages + 1, lengths, sources) rows of each length drawn before the stage, in the end of all
+    epoch_rows: IntArray  # (lengths, sources)
+    source_keys: KeyArray  # (lengths, sources)
     in_order: NDArray[np.bool_]  # (sources,) a curriculum
 
 
-def locate(plan: Plan, rows: IntArray) -> RowLocations:
+def locate(plan: Plan, rows: IntArray | Sequence[int]) -> RowLocations:
     """Source, epoch and row in the source of each global row; any shape, which the result keeps."""
     flat = np.asarray(rows, dtype=np.int64).ravel()
     assert flat.size == 0 or (flat.min() >= 0 and flat.max() < plan.num_rows), (
@@ -84,52 +90,73 @@ def locate(plan: Plan, rows: IntArray) -> RowLocations:
         chosen = stages == stage
         source[chosen], draw[chosen] = _draws_in_stage(plan, stage, flat[chosen] - plan.stages[stage].start_row)
     draw += tables.bases[stages, source]
-    num_rows = tables.epoch_rows[source]
+    length = tables.lengths[stages]
+    num_rows = tables.epoch_rows[length, source]
     epoch, position = np.divmod(draw, num_rows)
-    keys = _keyed(plan.seed, PURPOSE_EPOCH, tables.source_keys[source], epoch.astype(np.uint64))
+    keys = _keyed(plan.seed, PURPOSE_EPOCH, tables.source_keys[length, source], epoch.astype(np.uint64))
     row = np.where(tables.in_order[source], position, permute(position, num_rows, keys))
     return RowLocations(*(part.reshape(np.shape(rows)) for part in (source, epoch, row)))
 
 
 def rows_of_step(plan: Plan, step: int) -> IntArray:
-    """Global rows of one optimizer step, in order; shape (global_batch_rows,)."""
+    """Global rows of one optimizer step, in order; shape (rows of a step of its stage,)."""
     assert 0 <= step < plan.num_steps, f"step {step} lies outside the plan's {plan.num_steps} steps"
-    first = step * plan.global_batch_rows
-    return np.arange(first, first + plan.global_batch_rows, dtype=np.int64)
+    first = plan.rows_before(step)
+    return np.arange(first, first + plan.rows_per_step(plan.stage_of_step(step)), dtype=np.int64)
 
 
 def rows_of_rank(plan: Plan, step: int, *, rank: int, world_size: int, micro_batch_size: int) -> IntArray:
-    """The rank's rows of one step; shape (grad_accum_steps, micro_batch_size).
+    """The rank's rows of one step; shape (grad_accum_steps, rows per micro-batch).
 
+    ``micro_batch_size`` rows are of the plan's own length; a stage with longer rows has fewer in a micro-batch.
     Micro-batch a of rank r holds the step's rows a * W * m + r * m + [0, m), with W ranks and m rows per micro-batch.
 
     Raises:
-        DataError: world_size * micro_batch_size does not divide global_batch_rows.
+        DataError: world_size * m does not divide the step's rows.
     """
     assert 0 <= rank < world_size, f"rank {rank} of {world_size} does not exist"
-    if micro_batch_size < 1 or plan.global_batch_rows % (world_size * micro_batch_size):
+    seq_len, rows = plan.seq_len_of(plan.stage_of_step(step)), rows_of_step(plan, step)
+    micro = micro_rows(micro_batch_size, seq_len=seq_len, stated_for=plan.seq_len)
+    if micro_batch_size < 1 or rows.size % (world_size * micro):
+        of = "" if seq_len == plan.seq_len else f" of {seq_len} tokens"
         raise DataError(
-            f"a step of {plan.global_batch_rows} rows cannot be split over world_size {world_size} x micro_batch_size "
-            f"{micro_batch_size}; choose micro_batch_size so that the product divides it"
+            f"a step of {rows.size} rows{of} cannot be split over world_size {world_size} x micro_batch_size "
+            f"{micro}; choose micro_batch_size so that the product divides it"
         )
-    return rows_of_step(plan, step).reshape(-1, world_size, micro_batch_size)[:, rank]
+    return rows.reshape(-1, world_size, micro)[:, rank]
 
 
 def rows_seen(plan: Plan, step: int) -> dict[str, int]:
     """Rows of each source in the first ``step`` steps, exact, without walking over them."""
-    row = step * plan.global_batch_rows
-    assert 0 <= row <= plan.num_rows, f"step {step} lies outside the plan's {plan.num_steps} steps"
-    counts = np.zeros(len(plan.sources), dtype=np.int64)
-    if row:
-        stage = plan.stage_at(row - 1)
-        into_stage = row - plan.stages[stage].start_row
-        counts = _tables(plan).bases[stage] + _rows_in_prefix(plan, stage, into_stage)
-    return {source.name: int(count) for source, count in zip(plan.sources, counts, strict=True)}
+    return _by_source(plan, _seen(plan, step))
 
 
 def tokens_seen(plan: Plan, step: int) -> dict[str, int]:
     """Tokens of each source in the first ``step`` steps."""
-    return {name: rows * plan.seq_len for name, rows in rows_seen(plan, step).items()}
+    lengths = np.array(_tables(plan).seq_lens, dtype=np.int64)
+    return _by_source(plan, _seen(plan, step) * lengths[:, None])
+
+
+def epochs_seen(plan: Plan, step: int) -> dict[str, float]:
+    """Passes over each source in the first ``step`` steps; those of every row length add up."""
+    epochs = (_seen(plan, step) / np.maximum(1, _tables(plan).epoch_rows)).sum(axis=0)
+    return {source.name: float(value) for source, value in zip(plan.sources, epochs, strict=True)}
+
+
+def _by_source(plan: Plan, counts: IntArray) -> dict[str, int]:
+    return {source.name: int(counts[:, index].sum()) for index, source in enumerate(plan.sources)}
+
+
+def _seen(plan: Plan, step: int) -> IntArray:
+    """Rows of each length and source in the first ``step`` steps; shape (lengths, sources)."""
+    assert 0 <= step <= plan.num_steps, f"step {step} lies outside the plan's {plan.num_steps} steps"
+    tables = _tables(plan)
+    stage = len(plan.stages) if step == plan.num_steps else plan.stage_of_step(step)
+    seen: IntArray = tables.drawn[stage].copy()
+    if stage == len(plan.stages):
+        return seen
+    seen[tables.lengths[stage]] += _rows_in_prefix(plan, stage, plan.rows_before(step) - plan.stages[stage].start_row)
+    return seen
 
 
 def permute(position: IntArray, num_rows: IntArray, keys: KeyArray) -> IntArray:
@@ -146,15 +173,43 @@ def permute(position: IntArray, num_rows: IntArray, keys: KeyArray) -> IntArray:
 
 @lru_cache(maxsize=16)
 def _tables(plan: Plan) -> _Tables:
-    counts = np.array([stage.block_counts for stage in plan.stages], dtype=np.int64)
-    drawn = [_rows_in_prefix(plan, index, stage.num_rows) for index, stage in enumerate(plan.stages)]
-    bases = np.cumsum([np.zeros(len(plan.sources), dtype=np.int64), *drawn[:-1]], axis=0)
-    epoch_rows = np.array([source.num_rows for source in plan.sources], dtype=np.int64)
-    # a source's key comes from its name, so its order does not depend on which other sources there are
-    digests = [hashlib.sha256(source.name.encode()).digest() for source in plan.sources]
-    keys = np.array([int.from_bytes(digest[:8], "little") for digest in digests], dtype=np.uint64)
+    seq_lens = plan.seq_lens
+    sources = range(len(plan.sources))
+    lengths = np.array([seq_lens.index(plan.seq_len_of(i)) for i in range(len(plan.stages))], dtype=np.int64)
+    epoch_rows = np.array([[plan.epoch_rows(i, seq_len) for i in sources] for seq_len in seq_lens], dtype=np.int64)
     in_order = np.array([source.in_order for source in plan.sources], dtype=np.bool_)
-    return _Tables(counts, bases, epoch_rows, keys, in_order)
+    bases = np.zeros((len(plan.stages), len(plan.sources)), dtype=np.int64)
+    drawn = np.zeros((len(plan.stages) + 1, len(seq_lens), len(plan.sources)), dtype=np.int64)
+    each, tokens = np.arange(len(plan.sources)), np.array(seq_lens, dtype=np.int64)
+    ends, before = np.zeros_like(each), np.full_like(each, lengths[0] if lengths.size else 0)  # draws, of which length
+    for index, length in enumerate(lengths.tolist()):
+        old, new = (epoch_rows[before, each], tokens[before]), (epoch_rows[length], tokens[length])
+        carried = np.where(before == length, ends, _carried(ends, old, new))
+        bases[index] = np.where(in_order, carried, drawn[index, length])
+        rows = _rows_in_prefix(plan, index, plan.stages[index].num_rows)
+        drawn[index + 1] = drawn[index]
+        drawn[index + 1, length] += rows
+        ends, before = np.where(rows, bases[index] + rows, ends), np.where(rows, length, before)
+    keys = np.array([[_source_key(plan, i, seq_len) for i in sources] for seq_len in seq_lens], dtype=np.uint64)
+    return _Tables(lengths, seq_lens, bases, drawn, epoch_rows, keys, in_order)
+
+
+def _carried(draws: IntArray, old: tuple[IntArray, IntArray], new: tuple[IntArray, IntArray]) -> IntArray:
+    """The draw in rows of a ``new`` length that begins where ``draws`` rows of an ``old`` one end, or less than a row
+    before; each is (rows of an epoch, row length), by source.
+    """
+    epoch, row = np.divmod(draws, np.maximum(1, old[0]))
+    carried: IntArray = epoch * new[0] + np.minimum(new[0], row * old[1] // new[1])
+    return carried
+
+
+def _source_key(plan: Plan, source: int, seq_len: int) -> int:
+    """From the source's name, so that its order does not depend on which other sources there are; and from the row
+    length where it is not the plan's, whose rows are other rows.
+    """
+    name = plan.sources[source].name.encode()
+    named = name if seq_len == plan.seq_len else name + b"\0%d" % seq_len
+    return int.from_bytes(hashlib.sha256(named).digest()[:8], "little")
 
 
 def _draws_in_stage(plan: Plan, stage: int, into_stage: IntArray) -> tuple[IntArray, IntArray]:

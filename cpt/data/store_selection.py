@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpt.data.manifest import VIEW_NAME
+from cpt.data.mapped import NumberFiles
 from cpt.data.token_store import Tokens, TokenStore
 from cpt.json_fields import take_fields
 from cpt.rundir import DataError, write_atomic
@@ -98,12 +99,22 @@ class StoreView:
         self.num_documents = view.documents
         self.vocab_size = store.vocab_size
         self.dtype = store.dtype
-        self.numbers = _map(path / DOCUMENTS_NAME, view.documents)
-        self._starts = _map(path / STARTS_NAME, view.documents + 1)
+        self._files = NumberFiles(path)
+        _require_size(path / DOCUMENTS_NAME, view.documents)
+        _require_size(path / STARTS_NAME, view.documents + 1)
         if (int(self._starts[0]), int(self._starts[-1])) != (0, view.tokens):
             raise DataError(
                 f"{path / STARTS_NAME}: ends at {self._starts[-1]}, not at {view.tokens} tokens; {_REBUILD}"
             )
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """Numbers of the store's documents, in the view's order."""
+        return self._files.map(DOCUMENTS_NAME, np.dtype("<i8")) if self.num_documents else np.empty(0, np.int64)
+
+    @property
+    def _starts(self) -> NDArray[np.int64]:
+        return self._files.map(STARTS_NAME, np.dtype("<i8"))
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -298,9 +309,8 @@ def _store_of(path: Path, view: ViewManifest) -> TokenStore:
     return store
 
 
-def _map(file: Path, expected: int) -> NDArray[np.int64]:
+def _require_size(file: Path, expected: int) -> None:
     found = file.stat().st_size if file.is_file() else None
     if found != expected * 8:
         state = "is missing" if found is None else f"has {found} bytes"
         raise DataError(f"{file}: {state}, {VIEW_NAME} says {expected * 8} bytes; {_REBUILD}")
-    return np.asarray(np.memmap(file, dtype="<i8", mode="r")) if expected else np.empty(0, np.int64)

@@ -37,6 +37,7 @@ from cpt.data.manifest import (
     StoreLabel,
     TokenizerFacts,
 )
+from cpt.data.mapped import NumberFiles
 from cpt.rundir import DataError, write_atomic
 
 __all__ = [
@@ -216,7 +217,7 @@ class TokenStore:
         self.dtype = np.dtype(manifest.dtype)
         self._bases = np.concatenate([[0], np.cumsum([shard.tokens for shard in manifest.shards], dtype=np.int64)])
         self._first_documents = np.cumsum([0, *(shard.documents for shard in manifest.shards)], dtype=np.int64)
-        self._maps: dict[str, NDArray[Any]] = {}
+        self._files = NumberFiles(path)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -236,10 +237,15 @@ class TokenStore:
         return store
 
     def read(self, start: int, stop: int) -> Tokens:
-        """Tokens [start, stop) of all shards laid end to end, copied; needs 0 <= start <= stop <= num_tokens."""
+        """Tokens [start, stop) of all shards laid end to end, copied; needs 0 <= start <= stop <= num_tokens.
+
+        Raises:
+            DataError: a shard was cut short since it was opened.
+        """
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens [{start}, {stop}) of {self.path}, which has {self.num_tokens}")
-        pieces = [self._tokens(i)[low:high] for i, low, high in self._overlaps(start, stop)]
+        disk = _disk_dtype(self.manifest.dtype)
+        pieces = [self._files.read(tokens_name(i), disk, low, high) for i, low, high in self._overlaps(start, stop)]
         return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
 
     def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
@@ -303,16 +309,10 @@ class TokenStore:
                 yield i, low - base, high - base
 
     def _tokens(self, index: int) -> NDArray[Any]:
-        return self._map(tokens_name(index), _disk_dtype(self.manifest.dtype))
+        return self._files.map(tokens_name(index), _disk_dtype(self.manifest.dtype))
 
     def _starts(self, index: int) -> NDArray[np.int64]:
-        return self._map(documents_name(index), np.dtype("<i8"))
-
-    def _map(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-        if name not in self._maps:
-            # asarray: slicing np.memmap objects costs microseconds per slice in subclass hooks
-            self._maps[name] = np.asarray(np.memmap(self.path / name, dtype=dtype, mode="r"))
-        return self._maps[name]
+        return self._files.map(documents_name(index), np.dtype("<i8"))
 
 
 def verify_shard(tokens_file: Path, documents_file: Path, shard: Shard, dtype: str, content_hash: str) -> str:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from cpt.data.batch import Batch, collate
 from cpt.data.packing import IGNORE_INDEX, PackedRow, TokenReader, concat_num_rows, concat_row
+from cpt.data.place import Place
 from cpt.data.store_selection import Split
 from cpt.eval.records import EvalRecord, SourceEval, aggregate, bits_per_byte, perplexity
-from cpt.model.kernels import forward_logits
 from cpt.rundir import DataError
+from cpt.train.loss_head import forward_losses
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def held_out(store: Split) -> HeldOut:
 @dataclass(frozen=True)
 class EvalSpec:
     """How to evaluate: rows of ``seq_len`` tokens up to ``tokens_per_source``, ``micro_batch_size`` rows a pass and
-    rank.
+    rank, or group of ``sequence_parallel`` ranks that share rows.
     """
 
     seq_len: int
@@ -53,6 +54,7 @@ class EvalSpec:
     micro_batch_size: int
     backend: str
     device: torch.device | str = "cpu"
+    sequence_parallel: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,21 +132,24 @@ def _row_sums(
     should_stop: Callable[[], bool] | None,
 ) -> RowSums | None:
     num_rows = len(extent.rows)
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    rows_per_pass = world_size * spec.micro_batch_size
+    ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    place = Place(*ranks, spec.sequence_parallel)
+    rows_per_pass = place.num_readers * spec.micro_batch_size
     sums = torch.zeros(2, num_rows, dtype=torch.float64, device=spec.device)
     for first in range(0, num_rows, rows_per_pass):
         if should_stop is not None and _any_rank(should_stop(), spec.device):
             return None
-        start = first + rank * spec.micro_batch_size
+        start = first + place.reader * spec.micro_batch_size
         own = range(start, start + spec.micro_batch_size)
         batch = _batch(reader, own, extent)
+        shared = -(-extent.seq_len // spec.sequence_parallel) * spec.sequence_parallel
+        batch = batch.padded(shared).held_by(place)
         loss_B, tokens_B = row_losses(model, batch.to(spec.device), spec.backend)
         real = max(0, min(num_rows - start, spec.micro_batch_size))
         sums[0, start : start + real] = loss_B[:real]
         sums[1, start : start + real] = tokens_B[:real]
-    if world_size > 1:
-        dist.all_reduce(sums)
+    if place.world_size > 1:
+        dist.all_reduce(sums)  # where ranks share rows, each has a part of their sums
     return RowSums(sums[0].tolist(), [int(count) for count in sums[1].tolist()])
 
 
@@ -161,16 +166,9 @@ def _batch(reader: TokenReader, places: Sequence[int], extent: _Extent) -> Batch
 @torch.no_grad()
 def row_losses(model: torch.nn.Module, batch: Batch, backend: str) -> tuple[Tensor, Tensor]:
     """Summed loss (nats, fp64) and counted tokens (fp64) of each row, both (B,); logits go to fp32 before the
-    softmax.
+    softmax, a chunk of tokens at a time where the model has a ``LossHead``.
     """
-    logits_BTV = forward_logits(model, batch, backend)
-    loss_B = torch.zeros(len(logits_BTV), dtype=torch.float64, device=logits_BTV.device)
-    # Row by row: the fp32 copy of all logits would be the largest tensor of the whole evaluation.
-    for row, (logits_TV, labels_T) in enumerate(zip(logits_BTV, batch.labels_BT, strict=True)):
-        loss_T = torch.nn.functional.cross_entropy(
-            logits_TV.float(), labels_T, ignore_index=IGNORE_INDEX, reduction="none"
-        )
-        loss_B[row] = loss_T.double().sum()
+    loss_B = forward_losses(model, batch, backend).per_token_BT.double().sum(dim=1)
     return loss_B, (batch.labels_BT != IGNORE_INDEX).sum(dim=1).double()
 
 

@@ -1,24 +1,20 @@
-"""Attention over packed rows: several documents in one row, none of which sees another.
+"""Which attention back-end runs, and the one call that runs a model on a batch (``forward_logits``).
 
-Owns the back-ends and the one call that runs a model on a batch (``forward_logits``). All are exact: positions
-restart with each document and a query attends to earlier tokens of its own document only. ``verify_packing`` proves
-that for the model in hand, because a model family is free to ignore what it is given. Refuses, rather than
-approximates: a family that takes no ``position_ids``, layers that mix tokens by other means than attention, a
-back-end whose package or device is missing.
+Owns the choice among the back-ends of ``cpt.model.attention``. All are exact: positions restart with each document and
+a query attends to earlier tokens of its own document only. ``verify_packing`` proves that for the model in hand,
+because a model family is free to ignore what it is given. Refuses, rather than approximates: a family that takes no
+``position_ids``, layers that mix tokens by other means than attention, a back-end whose package or device is missing.
 
-Shapes: B row, T position in the row, V vocabulary, H head, D head width. Worked example, two rows of four tokens
-(``segments_BT``):
-
-    [[0, 0, 0, 1],          cu_seqlens = [0, 3, 4, 6, 8]: documents in the flattened batch; a row's end always ends one
-     [0, 0, 1, 1]]          max_length = 3
+Shapes: B row, T position in the row, V vocabulary.
 """
 
 import functools
 import importlib.util
 import inspect
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
 import torch
@@ -26,138 +22,24 @@ from torch import Tensor
 
 from cpt.config import ConfigError, Problem
 from cpt.data.batch import Batch
+from cpt.model.attention import (
+    FIELD,
+    RUNS_NAME,
+    attention_in_use,
+    attention_windows,
+    bare_model,
+    flex_attention_forward,
+    flex_inputs,
+    load_varlen_attn,
+    sdpa_inputs,
+    varlen_attention_forward,
+    varlen_inputs,
+)
+from cpt.model.document_runs import document_run_attention
 
-log = logging.getLogger(__name__)
-
-FIELD = "model.attention"
-VARLEN_NAME = "cpt_varlen"
+VARLEN_NAME, FLEX_NAME = "cpt_varlen", "cpt_flex"
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 HALF_DTYPES = (torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class PackedLayout:
-    """Where documents lie in the flattened batch; computed on the CPU it saves the GPU a synchronisation per
-    micro-batch.
-    """
-
-    cu_seqlens: Tensor  # int32 [documents + 1]
-    max_length: int
-    one_document_per_row: bool
-
-
-def packed_layout(segments_BT: Tensor) -> PackedLayout:
-    """Document borders of a batch from its segment numbers (see the example above)."""
-    starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
-    starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    starts = starts_BT.flatten().nonzero().flatten()
-    cu_seqlens = torch.cat([starts, starts.new_tensor([segments_BT.numel()])]).to(torch.int32)
-    return PackedLayout(
-        cu_seqlens=cu_seqlens,
-        max_length=int(cu_seqlens.diff().max()),
-        one_document_per_row=starts.numel() == segments_BT.shape[0],
-    )
-
-
-# --- sdpa: a boolean mask, on any device ------------------------------------------------------------------------------
-
-
-def _sdpa_inputs(model: torch.nn.Module, batch: Batch, layout: PackedLayout | None) -> dict[str, Any]:
-    config: Any = _bare(model).config
-    windows = attention_windows(config)
-    layout = layout or packed_layout(batch.segments_BT)
-    if layout.one_document_per_row and windows == {None}:
-        return {}  # plain causal attention: without a mask the fused causal kernels run
-    masks = {window: _document_mask(batch.segments_BT, window) for window in windows}
-    if len(masks) == 1:
-        return {"attention_mask": next(iter(masks.values()))}
-    by_layer_type = {"sliding_attention" if window else "full_attention": mask for window, mask in masks.items()}
-    return {"attention_mask": by_layer_type}
-
-
-def _document_mask(segments_BT: Tensor, window: int | None) -> Tensor:
-    """Boolean (B, 1, T, T): True where query t may see key s: same document, s <= t, and t - s < window."""
-    length = segments_BT.shape[1]
-    index_T = torch.arange(length, device=segments_BT.device)
-    distance_TT = index_T[:, None] - index_T[None, :]
-    visible_TT = distance_TT >= 0
-    if window is not None:
-        visible_TT = visible_TT & (distance_TT < window)
-    return ((segments_BT[:, :, None] == segments_BT[:, None, :]) & visible_TT)[:, None]
-
-
-def attention_windows(config: Any) -> set[int | None]:
-    """The sliding windows a model's layers use; None stands for full attention. An explicit mask must repeat them.
-
-    Raises:
-        ConfigError: a layer mixes tokens by something else (recurrence, chunks), which no mask can cut at document
-        borders.
-    """
-    window = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None:
-        return {window if getattr(config, "use_sliding_window", True) else None}
-    foreign = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
-    if foreign:
-        rule = f"layers of type {', '.join(foreign)} carry information across documents in a packed row"
-        raise ConfigError(Problem("model", config.model_type, rule, "use a model with full or sliding attention only"))
-    return {window if kind == "sliding_attention" else None for kind in layer_types}
-
-
-# --- varlen and flash_attn: document borders given to a CUDA kernel ---------------------------------------------------
-
-
-def _varlen_inputs(model: torch.nn.Module, batch: Batch, layout: PackedLayout | None) -> dict[str, Any]:
-    layout = layout or packed_layout(batch.segments_BT)
-    cu_seqlens = layout.cu_seqlens.to(batch.segments_BT.device, non_blocking=True)
-    # transformers' own names: flash_attention_2 and the function below both read them.
-    return {
-        "cu_seq_lens_q": cu_seqlens,
-        "cu_seq_lens_k": cu_seqlens,
-        "max_length_q": layout.max_length,
-        "max_length_k": layout.max_length,
-    }
-
-
-def load_varlen_attn() -> Callable[..., Tensor] | None:
-    """torch's variable-length attention where this torch has the version with ``scale`` and ``window_size`` (2.11
-    on), else None.
-    """
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return None
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
-    return cast("Callable[..., Tensor]", varlen_attn) if {"scale", "window_size"} <= set(known) else None
-
-
-def varlen_attention_forward(
-    attend: Callable[..., Tensor], module: torch.nn.Module, *qkv_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """transformers attention function over torch's varlen kernel ``attend``: (B, H, T, D) in, (B, T, H, D) out."""
-    query, key, value = (cast("Tensor", x) for x in qkv_mask[:3])
-    cu_seqlens, max_length = kwargs.get("cu_seq_lens_q"), kwargs.get("max_length_q")
-    if cu_seqlens is None or max_length is None:
-        rule = f"{type(module).__name__} does not hand the document borders to its attention function"
-        raise ConfigError(Problem(FIELD, "varlen", rule, "use sdpa"))
-    unsupported = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-    unsupported += ["dropout"] if kwargs.get("dropout") else []
-    if unsupported:
-        rule = f"this model's attention uses {', '.join(unsupported)}, which this kernel lacks"
-        raise ConfigError(Problem(FIELD, "varlen", rule, "use flash_attn or sdpa"))
-    if torch.is_autocast_enabled(query.device.type):  # a kernel of its own is not on autocast's list
-        query, key, value = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (query, key, value))
-    batch, heads, length, _ = query.shape
-    options: dict[str, Any] = {"scale": kwargs.get("scaling"), "window_size": (-1, 0)}
-    if (window := kwargs.get("sliding_window")) is not None and window < length:
-        options["window_size"] = (window - 1, 0)  # the kernel counts tokens to the left of the query, without itself
-    if key.shape[1] != heads and "enable_gqa" in inspect.signature(attend).parameters:
-        options["enable_gqa"] = True
-    elif key.shape[1] != heads:  # torch 2.11 does not promise grouped heads
-        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    flat = [x.transpose(1, 2).reshape(batch * length, x.shape[1], x.shape[3]) for x in (query, key, value)]
-    out = attend(*flat, cu_seqlens, cu_seqlens, max_length, max_length, **options)
-    return out.view(batch, length, heads, -1), None
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -179,10 +61,34 @@ def _varlen_missing(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _flash_attn_missing(device: torch.device, dtype: torch.dtype) -> str | None:
-    if importlib.util.find_spec("flash_attn") is None:
-        return "the flash-attn package is not installed: pip install flash-attn --no-build-isolation"
-    return _needs_gpu(device, dtype)
+def _flex_missing(device: torch.device, dtype: torch.dtype) -> str | None:
+    if reason := _needs_gpu(device, dtype):
+        return reason
+    if importlib.util.find_spec("triton") is None:
+        return "FlexAttention is compiled with Triton, which is not installed: pip install triton"
+    return None
+
+
+def _flash_missing(
+    distribution: str, how: str, majors: Collection[int], device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """By the name of the distribution: FlashAttention 2 and 4 share a module name. Never fetched from a hub instead.
+
+    ``majors``: compute capabilities that it is fast on.
+    """
+    if reason := _needs_gpu(device, dtype):
+        return reason
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return f"the {distribution} package is not installed: {how}"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major in majors else f"it is not for GPUs of compute capability {major}.{minor}"
+
+
+FLASH_2 = ("flash-attn", "pip install flash-attn --no-build-isolation", range(8, 100))
+FLASH_3 = ("flash-attn-3", "build it from the folder hopper of github.com/Dao-AILab/flash-attention", (9,))
+FLASH_4 = ("flash-attn-4", "pip install flash-attn-4", range(9, 100))
 
 
 @dataclass(frozen=True)
@@ -191,21 +97,32 @@ class AttentionBackend:
     inputs.
     """
 
-    attn_implementation: str
+    implementation: str
     missing: Callable[[torch.device, torch.dtype], str | None]
-    inputs: Callable[[torch.nn.Module, Batch, PackedLayout | None], dict[str, Any]]
+    inputs: Callable[[torch.nn.Module, Batch], dict[str, Any]]
 
 
 # Fastest first: ``auto`` takes the first that can run.
 ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
-    "flash_attn": AttentionBackend("flash_attention_2", _flash_attn_missing, _varlen_inputs),
-    "varlen": AttentionBackend(VARLEN_NAME, _varlen_missing, _varlen_inputs),
-    "sdpa": AttentionBackend("sdpa", lambda device, dtype: None, _sdpa_inputs),
+    "flash_attn_3": AttentionBackend("flash_attention_3", functools.partial(_flash_missing, *FLASH_3), varlen_inputs),
+    "flash_attn_4": AttentionBackend("flash_attention_4", functools.partial(_flash_missing, *FLASH_4), varlen_inputs),
+    "flash_attn": AttentionBackend("flash_attention_2", functools.partial(_flash_missing, *FLASH_2), varlen_inputs),
+    "varlen": AttentionBackend(VARLEN_NAME, _varlen_missing, varlen_inputs),
+    "flex": AttentionBackend(FLEX_NAME, _flex_missing, flex_inputs),
+    "sdpa": AttentionBackend("sdpa", lambda device, dtype: None, sdpa_inputs),
 }
 
 
-def resolve_backend(name: str, *, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The back-end to use: ``auto`` becomes the fastest that can run on this device and dtype; the choice is logged.
+@dataclass(frozen=True)
+class Choice:
+    """A back-end and, where it was chosen rather than asked for, why faster ones were passed over."""
+
+    name: str
+    passed_over: str = ""
+
+
+def resolve_backend(name: str, *, device: torch.device | str, dtype: torch.dtype) -> Choice:
+    """The back-end to use: ``auto`` becomes the fastest that can run on this device and dtype.
 
     Raises:
         ConfigError: an unknown name, or a back-end that cannot run here, with what is missing.
@@ -214,37 +131,56 @@ def resolve_backend(name: str, *, device: torch.device | str, dtype: torch.dtype
     reasons = {key: backend.missing(device, dtype) for key, backend in ATTENTION_BACKENDS.items()}
     able = [key for key, reason in reasons.items() if reason is None]
     if name == "auto":
-        passed_over = "".join(f"; not {key}: {reason}" for key, reason in reasons.items() if reason)
-        log.info("attention back-end: %s%s", able[0], passed_over)
-        return able[0]
+        faster = itertools.takewhile(lambda item: item[1] is not None, reasons.items())
+        by_reason: dict[str, list[str]] = {}
+        for key, reason in faster:
+            by_reason.setdefault(str(reason), []).append(key)
+        return Choice(able[0], "; ".join(f"{', '.join(keys)}: {reason}" for reason, keys in by_reason.items()))
     if name not in ATTENTION_BACKENDS:
         known = ", ".join(["auto", *ATTENTION_BACKENDS])
         raise ConfigError(Problem(FIELD, name, f"must be one of {known}"))
     if reasons[name]:
         raise ConfigError(Problem(FIELD, name, f"cannot be used: {reasons[name]}", f"set {FIELD}={able[0]} or auto"))
-    return name
+    return Choice(name)
 
 
-def prepare_model(model: torch.nn.Module, backend: str) -> None:
+def prepare_model(model: torch.nn.Module, backend: str, *, device: torch.device | str = "cpu") -> None:
     """Make a transformers model use ``backend``; called once after building, before any engine wraps the model.
 
-    Raises:
+    ``device`` is where it will run. Raises:
         ConfigError: the family takes no positions per token, mixes tokens across documents, or does not support the
         back-end.
     """
-    bare: Any = _bare(model)
+    bare: Any = bare_model(model)
     family = bare.config.model_type
     if "position_ids" not in inspect.signature(bare.forward).parameters:
         rule = "this family takes no position_ids, so positions cannot restart with each document"
         raise ConfigError(Problem("model", family, rule, "use a family with rotary or learned positions"))
     attention_windows(bare.config)
-    implementation = ATTENTION_BACKENDS[backend].attn_implementation
-    if implementation == VARLEN_NAME:
-        from transformers import AttentionInterface
+    implementation = ATTENTION_BACKENDS[backend].implementation
+    _register(implementation)
+    _set_implementation(bare, backend, implementation)
+    if backend == "sdpa" and torch.device(device).type == "cpu":
+        _register(RUNS_NAME)
+        _set_implementation(bare, backend, RUNS_NAME)
 
+
+def _register(implementation: str) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    if implementation == VARLEN_NAME:
         attend = load_varlen_attn()
         assert attend is not None, "varlen was chosen without being available"
         AttentionInterface.register(VARLEN_NAME, functools.partial(varlen_attention_forward, attend))
+    elif implementation == FLEX_NAME:
+        AttentionInterface.register(FLEX_NAME, flex_attention_forward)
+    elif implementation == RUNS_NAME:  # lengths of runs differ from batch to batch: nothing to compile
+        AttentionInterface.register(RUNS_NAME, torch.compiler.disable(document_run_attention))  # type: ignore[no-untyped-call]
+        AttentionMaskInterface.register(RUNS_NAME, AttentionMaskInterface()["sdpa"])  # for calls that are not ours
+
+
+def _set_implementation(bare: Any, backend: str, implementation: str) -> None:
+    family = bare.config.model_type
     try:
         bare.set_attn_implementation(implementation)
     except (ValueError, ImportError) as error:
@@ -254,16 +190,15 @@ def prepare_model(model: torch.nn.Module, backend: str) -> None:
         raise ConfigError(Problem(FIELD, backend, rule, "use a model family that transformers can switch"))
 
 
-def forward_logits(model: torch.nn.Module, batch: Batch, backend: str, *, layout: PackedLayout | None = None) -> Tensor:
+def forward_logits(model: torch.nn.Module, batch: Batch, backend: str) -> Tensor:
     """Logits (B, T, V) of a packed batch; ``model`` is a prepared transformers model or an engine around one.
 
-    The call goes through ``model(...)``, so the hooks of an engine or of ZeRO-3 run. ``layout`` may be computed
-    beforehand on the CPU copy of the batch (``packed_layout``) to spare a device synchronisation.
+    The call goes through ``model(...)``, so the hooks of an engine or of ZeRO-3 run.
     """
-    expected = ATTENTION_BACKENDS[backend].attn_implementation
-    config: Any = _bare(model).config
-    assert config._attn_implementation == expected, f"prepare_model(model, {backend!r}) was not called"
-    inputs: Mapping[str, Any] = ATTENTION_BACKENDS[backend].inputs(model, batch, layout)
+    able = {ATTENTION_BACKENDS[backend].implementation, *([RUNS_NAME] if backend == "sdpa" else [])}
+    config: Any = bare_model(model).config
+    assert attention_in_use(config) in able, f"prepare_model(model, {backend!r}) was not called"
+    inputs: Mapping[str, Any] = ATTENTION_BACKENDS[backend].inputs(model, batch)
     output = model(input_ids=batch.input_ids_BT, position_ids=batch.positions_BT, use_cache=False, **inputs)
     return cast("Tensor", output.logits)
 
@@ -279,19 +214,16 @@ def verify_packing(model: torch.nn.Module, backend: str, *, vocab_size: int, dev
     Raises:
         ConfigError: the logits of the second document depend on the first.
     """
-    row = torch.arange(32, device=device).remainder(max(vocab_size - 1, 1))[None]
-    segments = (torch.arange(32, device=device) >= 16).long()[None]
-    positions = torch.arange(32, device=device).remainder(16)[None]
-    other = torch.where(segments == 0, row + 1, row)
+    batch = probe_batch(vocab_size, device)
+    other = torch.where(batch.segments_BT == 0, batch.input_ids_BT + 1, batch.input_ids_BT)
     was_training = model.training
     model.eval()
     with torch.no_grad():
         logits = [
-            forward_logits(model, Batch(ids, torch.full_like(ids, -100), positions, segments, ids[:, 0]), backend)
-            for ids in (row, other)
+            forward_logits(model, replace(batch, input_ids_BT=ids), backend) for ids in (batch.input_ids_BT, other)
         ]
     model.train(was_training)
-    config: Any = _bare(model).config
+    config: Any = bare_model(model).config
     rounding = 0.01 * logits[0].abs().max().item() if any(getattr(config, key, None) for key in EXPERT_COUNTS) else 0.0
     difference = (logits[0] - logits[1])[:, 16:].abs().max().item()
     if not difference <= rounding:  # also true for NaN
@@ -300,7 +232,9 @@ def verify_packing(model: torch.nn.Module, backend: str, *, vocab_size: int, dev
         raise ConfigError(Problem(FIELD, backend, rule, "use another back-end or model family"))
 
 
-def _bare(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model inside an engine, or the model itself."""
-    inner = getattr(model, "module", model)
-    return inner if isinstance(inner, torch.nn.Module) else model
+def probe_batch(vocab_size: int, device: torch.device | str) -> Batch:
+    """One row of two documents of 16 tokens, none of whose labels counts."""
+    row = torch.arange(32, device=device).remainder(max(vocab_size - 1, 1))[None]
+    segments = (torch.arange(32, device=device) >= 16).long()[None]
+    positions = torch.arange(32, device=device).remainder(16)[None]
+    return Batch(row, torch.full_like(row, -100), positions, segments, row[:, 0])

@@ -1,14 +1,13 @@
-"""Arithmetic on a Hugging Face config mapping: parameters, FLOPs per token, memory per rank. No torch, no weights, no
-network.
+"""Arithmetic on a Hugging Face config mapping: parameters and FLOPs. No torch, no weights, no network.
 
 Owns the closed forms for the families below. A family that is not in ``FAMILIES`` gives None: the caller then builds
-the model and counts. Conventions, so that figures can be compared with other trainers:
+the model and counts. Memory is ``cpt.model.memory``'s. Two conventions of model FLOPs, recomputation in neither:
 
-- ``flops_per_token`` is PaLM appendix B (arXiv 2204.02311): ``6 N + 12 L H Q T`` with N the weights that take part in
-  a matrix product (everything but a look-up table that is not also the output head), L layers, H heads of size Q, T
-  the row length. The attention term is neither halved for causality nor shortened at document boundaries.
-- Memory counts what training must hold; allocator fragmentation, the CUDA context and communication buffers come on
-  top.
+- ``flops_per_token``, announced before a start, is PaLM appendix B (arXiv 2204.02311): ``6 N + 12 L H Q T`` with N all
+  weights but those of a table that is only looked up, L layers, H heads of size Q, T the row length. The attention
+  term is neither halved for causality nor shortened at document boundaries, so it says the same of every corpus.
+- ``exact_flops``, behind every measured MFU, counts matrix products alone (no norms, no biases) and, for attention,
+  12 H Q for every (query, key) pair that is really attended: causal, inside one document, inside a sliding window.
 
 Worked example (Llama, D=8, I=16, V=10, 1 layer, 2 heads of 4, tied): table 80; attention 4*8*8 = 256; MLP 3*8*16 =
 384; norms 3*8 = 24: 744 parameters, all of them in N.
@@ -16,13 +15,9 @@ Worked example (Llama, D=8, I=16, V=10, 1 layer, 2 heads of 4, tied): table 80; 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 Config = Mapping[str, Any]
-Precision = Literal["fp32", "bf16"]
-ZeroStage = Literal[0, 1, 2, 3]
-
-COMPUTE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
@@ -205,60 +200,49 @@ def flops_per_token(config: Config, seq_len: int, *, num_params: int | None = No
 
 
 @dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes one rank must hold while training."""
-
-    weights: int
-    gradients: int
-    master_weights: int
-    adam_moments: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.master_weights + self.adam_moments + self.activations
-
-
-def training_memory_bytes(
-    num_params: int, *, zero_stage: ZeroStage, world_size: int, precision: Precision, activations: int = 0
-) -> MemoryEstimate:
-    """Memory per rank under ZeRO (arXiv 1910.02054, figure 1): stage 1 splits the optimizer, 2 also gradients, 3 also
-    weights.
-
-    Under bf16 a parameter costs 2 + 2 + 4 + 8 bytes (weight, gradient, fp32 master, two fp32 moments). Under fp32 it
-    costs 4 + 4 + 8, and from stage 1 on DeepSpeed keeps its own flat fp32 copy of the rank's part, counted as a
-    master weight. ``activations`` comes from ``activation_bytes``.
+class Flops:
+    """Model FLOPs of training, forward and backward: of a token without attention, and of one attended (query, key)
+    pair over all layers.
     """
-    compute = COMPUTE_BYTES[precision]
-    own = -(-num_params // world_size)
-    has_master = precision == "bf16" or zero_stage >= 1
-    optimizer_part = own if zero_stage >= 1 else num_params
-    return MemoryEstimate(
-        weights=compute * (own if zero_stage >= 3 else num_params),
-        gradients=compute * (own if zero_stage >= 2 else num_params),
-        master_weights=4 * optimizer_part if has_master else 0,
-        adam_moments=8 * optimizer_part,
-        activations=activations,
-    )
+
+    per_token: int
+    per_pair: int
+
+    def of(self, *, tokens: int, pairs: int) -> int:
+        return tokens * self.per_token + pairs * self.per_pair
 
 
-def activation_bytes(config: Config, *, seq_len: int, micro_batch_size: int, precision: Precision) -> int | None:
-    """Activations kept for the backward pass of one micro-batch, without gradient checkpointing; None for an unknown
-    family.
+def exact_flops(config: Config, *, matmul_weights: int | None = None) -> Flops | None:
+    """What a step really multiplies: 2 FLOPs per weight and token forward and 4 backward; per pair and head of size Q
+    4 Q forward (scores and mixing) and 8 Q backward.
 
-    Per token and layer, in the compute dtype: the inputs of both norms, of the projections and of the MLP (6 widths),
-    queries, keys, values and the attention output, and the hidden MLP values (4 per gated unit, else 2). The score
-    matrix is not kept: every back-end here is a fused one (arXiv 2205.05198 counts it separately). The logits come on
-    top: compute dtype, fp32 copy and fp32 gradient.
+    ``matmul_weights`` (``cpt.model.active``, counted in the built model) serves families without a closed form; None
+    where neither is known.
     """
     shape = model_shape(config)
-    if shape is None:
+    if shape is not None:
+        return Flops(6 * matmul_parameters(shape), 12 * shape.num_layers * shape.attention_width)
+    layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
+    if matmul_weights is None:
         return None
-    attention = 6 * shape.width + 2 * shape.attention_width + 2 * shape.kv_width
-    mlp = (4 if shape.gated_mlp else 2) * shape.mlp_width
-    compute = COMPUTE_BYTES[precision]
-    per_token = compute * shape.num_layers * (attention + mlp) + (compute + 8) * shape.vocab_size
-    return per_token * seq_len * micro_batch_size
+    width = (config.get("head_dim") or config.get("hidden_size", 0) // heads) * heads if heads else 0
+    return Flops(6 * matmul_weights, 12 * (layers or 0) * width)
+
+
+def matmul_parameters(shape: Shape) -> int:
+    """Weights that every token is multiplied with, the output head among them."""
+    attention = shape.width * (2 * shape.attention_width + 2 * shape.kv_width)
+    mlp = (3 if shape.gated_mlp else 2) * shape.width * shape.mlp_width
+    return shape.num_layers * (attention + mlp) + shape.vocab_size * shape.width
+
+
+def layer_windows(config: Config) -> tuple[int | None, ...]:
+    """The sliding window of every layer, None for full attention; empty where the mapping tells no layers."""
+    layers, window = int(config.get("num_hidden_layers") or config.get("n_layer") or 0), config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if kinds:
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return (window if config.get("use_sliding_window", True) else None,) * layers
 
 
 def render_count(number: float, unit: str = "") -> str:
@@ -267,22 +251,3 @@ def render_count(number: float, unit: str = "") -> str:
         if abs(number) >= limit:
             return f"{number / limit:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}".rstrip()
-
-
-def render_size(num_params: int, flops: int | None, memory: MemoryEstimate) -> str:
-    """The lines shown before a run starts: parameters, FLOPs per token, memory per rank and its parts."""
-    parts = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "fp32 masters": memory.master_weights,
-        "Adam moments": memory.adam_moments,
-        "activations": memory.activations,
-    }
-    shown = " + ".join(f"{name} {render_count(size, 'B')}" for name, size in parts.items() if size)
-    return "\n".join(
-        (
-            f"parameters       {render_count(num_params)} ({num_params:,})",
-            f"FLOPs per token  {render_count(flops) if flops is not None else 'unknown for this model family'}",
-            f"memory per rank  {render_count(memory.total, 'B')} estimated = {shown}",
-        )
-    )

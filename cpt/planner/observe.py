@@ -150,6 +150,9 @@ def _observe(run_dir: Path) -> list[Row]:
 def _constant_plan(run: Run) -> Plan:
     if run.plan is None:
         raise DataError(f"{run.root}: its plan.json is missing or unreadable, so its shares are not known")
+    if setting(run.config, "train.past"):
+        rule = "it was extended, so its rate rose again on the way, and the laws are fitted on runs of one schedule"
+        raise DataError(f"{run.root}: {rule}; leave this run out")
     if len({stage.block_counts for stage in run.plan.stages}) > 1:
         shares = " -> ".join(f"{run.plan.share_general(index):.3g}" for index in range(len(run.plan.stages)))
         rule = f"share_general changes on the way ({shares}), and the laws are fitted on runs of one mixture"

@@ -89,7 +89,7 @@ def make_branch(grid: Grid, pilot: Pilot) -> None:
     shutil.rmtree(making.root, ignore_errors=True)  # of a call that was killed
     making.evals.mkdir(parents=True)
     _link(source, making.checkpoint(pilot.first_step))
-    rows = pilot.num_steps * trunk_plan.global_batch_rows
+    rows = trunk_plan.rows_before(pilot.num_steps)
     (stage,) = trunk_plan.stages
     write_plan(making.plan, replace(trunk_plan, stages=(replace(stage, end_row=rows),)))
     write_atomic(making.config, to_yaml(branch_config(pilot.config, trunk_plan)))

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cpt.data.sampler import rows_seen
+from cpt.data.sampler import epochs_seen, tokens_seen
 from cpt.plan import Plan
 from cpt.planner.laws.repeats import effective_tokens
 from cpt.planner.wording import Facts, amount, percent
@@ -40,15 +40,17 @@ def mix_facts(
     it is.
     """
     steps = _grid(plan)
-    seen = np.array([list(rows_seen(plan, step).values()) for step in steps], dtype=np.int64)
-    step_tokens = plan.global_batch_rows * plan.seq_len
-    new_rows = np.diff(seen, axis=0)
-    shares = new_rows / new_rows.sum(axis=1, keepdims=True)
-    sources = [_source(plan, i, caps, (seen[:, i], shares[:, i], steps)) for i in range(len(plan.sources))]
+    seen = np.array([list(tokens_seen(plan, step).values()) for step in steps], dtype=np.int64)
+    epochs = np.array([list(epochs_seen(plan, step).values()) for step in steps])
+    step_tokens = plan.global_batch_tokens
+    new = np.diff(seen, axis=0)
+    shares = new / new.sum(axis=1, keepdims=True)
+    curves = [(int(seen[-1, i]), epochs[:, i], shares[:, i], steps) for i in range(len(plan.sources))]
+    sources = [_source(plan, i, caps, curves[i]) for i in range(len(plan.sources))]
     return {
         "fingerprint": plan.fingerprint,
         "steps": plan.num_steps,
-        "tokens": plan.num_rows * plan.seq_len,
+        "tokens": plan.num_tokens,
         "share_general": plan.share_general(),
         "share_domain": plan.share_domain(),
         "num_stages": len(plan.stages),
@@ -63,7 +65,7 @@ def mix_facts(
 def _grid(plan: Plan) -> list[int]:
     """Steps to look at: evenly spaced ones, and the stages' borders where there are not too many."""
     even = np.linspace(0, plan.num_steps, min(WINDOWS, plan.num_steps) + 1).round().astype(int).tolist()
-    ends = [stage.end_row // plan.global_batch_rows for stage in plan.stages]
+    ends = [plan.first_step(index + 1) for index in range(len(plan.stages))]
     if len(ends) > WINDOWS:
         return sorted({*even})
     return _without_slivers(sorted({*even} - {*ends}), sorted({0, *ends}), max(1, plan.num_steps // WINDOWS))
@@ -76,29 +78,30 @@ def _without_slivers(even: Sequence[int], fixed: Sequence[int], width: int) -> l
     return sorted({*kept, *fixed})
 
 
-def _source(plan: Plan, index: int, caps: Mapping[str, float], curves: tuple[Any, Any, list[int]]) -> dict[str, Any]:
-    source, (seen, shares, steps) = plan.sources[index], curves
-    rows = int(seen[-1])
+def _source(
+    plan: Plan, index: int, caps: Mapping[str, float], curves: tuple[int, Any, Any, list[int]]
+) -> dict[str, Any]:
+    source, (tokens, epochs, shares, steps) = plan.sources[index], curves
+    rows = round(float(epochs[-1]) * source.num_rows)  # of the plan's length, where stages have others
     passes, more = divmod(rows, source.num_rows)
-    tokens, available = rows * plan.seq_len, source.num_rows * plan.seq_len
-    again = np.flatnonzero(seen > source.num_rows)
-    step_tokens = plan.global_batch_rows * plan.seq_len
+    available = source.num_rows * plan.seq_len
+    again = np.flatnonzero(epochs > 1)
     return {
         "name": source.name,
         "group": source.group,
         "tokens_available": available,
         "tokens_planned": tokens,
-        "share": rows / plan.num_rows,
-        "epochs": rows / source.num_rows,
+        "share": tokens / plan.num_tokens,
+        "epochs": float(epochs[-1]),
         "max_epochs": caps[source.name],
         "rows": source.num_rows,
         "passes": passes,  # so often every row is read; `rows_once_more` of them once more
         "rows_once_more": more,
         "tokens_repeated": max(0, tokens - available),
         "tokens_worth": effective_tokens(tokens, available),  # as fresh ones: arXiv 2305.16264
-        "repeats_after_tokens": steps[int(again[0]) - 1] * step_tokens if again.size else None,
+        "repeats_after_tokens": steps[int(again[0]) - 1] * plan.global_batch_tokens if again.size else None,
         "shares": [round(float(share), 6) for share in shares],
-        "epochs_seen": [round(float(n) / source.num_rows, 6) for n in seen],
+        "epochs_seen": [round(float(n), 6) for n in epochs],
     }
 
 

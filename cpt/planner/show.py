@@ -59,7 +59,7 @@ def frozen_facts(plan: Plan) -> dict[str, Any]:
     return {
         "fingerprint": plan.fingerprint,
         "steps": plan.num_steps,
-        "tokens": plan.num_rows * plan.seq_len,
+        "tokens": plan.num_tokens,
         "seq_len": plan.seq_len,
         "share_general": plan.share_general(),
         "share_domain": plan.share_domain(),
@@ -91,6 +91,23 @@ def frozen_table(facts: Mapping[str, Any]) -> RenderableType:
         available, planned = f"{source['tokens_available']:,}", f"{source['tokens_planned']:,}"
         table.add_row(source["name"], source["group"], available, planned, shares, f"{source['epochs']:.2f}")
     return _with_words(title, table, facts["warnings"])
+
+
+def render_steps(stages: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What a step of each stage is made of; stages in a row that have the same steps are one line."""
+    table = _table(("stages", "steps"), ("tokens", "row length", "rows/step", "micro-batch", "of these"))
+    first = steps = tokens = 0
+    for index, stage in enumerate(stages):
+        steps, tokens = steps + stage["steps"], tokens + stage["tokens"]
+        if index + 1 < len(stages) and stages[index + 1]["seq_len"] == stage["seq_len"]:
+            continue
+        parts = stage["seq_len"] // stage["tokens_per_rank_and_row"]
+        length = f"{stage['seq_len']:,}" + (f" on {parts} ranks" if parts > 1 else "")
+        names = f"{first}" if first == index else f"{first} to {index}"
+        numbers = (stage["rows_per_step"], stage["micro_batch_size"], stage["micro_batches"])
+        table.add_row(names, f"{steps:,}", f"{tokens:,}", length, *(f"{number:,}" for number in numbers))
+        first, steps, tokens = index + 1, 0, 0
+    return table
 
 
 def _over_time(shares: Sequence[str]) -> str:

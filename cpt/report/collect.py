@@ -3,7 +3,7 @@
 A report is most wanted when a run went wrong, so this file takes what is there: an unfinished run, a metrics line cut
 off by a crash, no evaluation yet, NaN losses. It never does so silently: whatever is missing, unreadable or left out
 becomes a sentence in ``Run.warnings``, which the report prints. It refuses only what is not a run folder. It computes
-nothing beyond gain and forgetting.
+nothing beyond gain, forgetting and goodput.
 
 Metrics after a rollback. A run that logged steps 10, 20, 30, died and resumed from the checkpoint at 15 logs 20, 30
 again:
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from cpt.plan import Group, Plan, read_plan
 from cpt.recommendation import Recommendation, read_recommendation
+from cpt.report.goodput import Goodput, measure
 from cpt.report.reading import Record, count, number, parse_object, read_lines, read_object
 from cpt.rundir import DataError, RunDir, step_of
 
@@ -36,10 +37,13 @@ SCALARS = (
     "loss",
     "lr",
     "grad_norm",
+    "steps",
     "tokens_per_second",
+    "tokens_per_second_per_device",
+    "tokens_per_second_overall",
+    "flops_per_second",
     "mfu",
     "step_seconds",
-    "data_seconds",
     "memory_bytes",
 )
 
@@ -51,6 +55,7 @@ class Metrics:
     scalars: Mapping[str, FloatArray]
     loss_by_source: Mapping[str, FloatArray]
     tokens_by_source: Mapping[str, FloatArray]
+    phase_seconds: Mapping[str, FloatArray]  # per step, in the order of cpt.train.phases
 
     @property
     def tokens(self) -> FloatArray:
@@ -107,6 +112,7 @@ class Run:
     evaluations: tuple[Evaluation, ...]
     checkpoint: Path | None
     wall_seconds: float
+    goodput: Goodput
     warnings: tuple[str, ...]
 
     @property
@@ -117,7 +123,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return any(event.kind == "finish" for event in self.events)
+        """The end of a run that was extended since is none."""
+        last = self.plan.num_steps if self.plan else 0
+        return any(event.kind == "finish" and (event.step or 0) >= last for event in self.events)
 
     @property
     def steps_done(self) -> int:
@@ -169,7 +177,8 @@ def collect_run(root: Path) -> Run:
     warnings: list[str] = []
     config_text, config = _read_config(paths.config, warnings)
     lines = read_lines(paths.metrics, warnings)
-    events = _to_events(read_lines(paths.events, warnings))
+    said = read_lines(paths.events, warnings)
+    events = _to_events(said)
     metrics = _to_metrics(lines, warnings)
     plan = _read_plan(paths.plan, warnings)
     run = Run(
@@ -185,6 +194,7 @@ def collect_run(root: Path) -> Run:
         evaluations=_read_evaluations(paths, warnings),
         checkpoint=_last_checkpoint(paths, events),
         wall_seconds=_wall_seconds(lines, events),
+        goodput=measure(said, lines),
         warnings=(),
     )
     return Run(**{**vars(run), "warnings": (*warnings, *_state_warnings(run))})
@@ -267,6 +277,7 @@ def _to_metrics(lines: Sequence[Record], warnings: list[str]) -> Metrics:
         scalars={name: np.array([number(line.get(name)) for line in kept]) for name in SCALARS},
         loss_by_source=_nested_columns(kept, "loss_by_source"),
         tokens_by_source=_nested_columns(kept, "tokens_by_source"),
+        phase_seconds=_nested_columns(kept, "phase_seconds"),
     )
     broken = int(np.sum(~np.isfinite(metrics.scalars["loss"])))
     if broken:
@@ -341,10 +352,11 @@ def _last_checkpoint(paths: RunDir, events: Sequence[Event]) -> Path | None:
 
 
 def _wall_seconds(lines: Sequence[Record], events: Sequence[Event]) -> float:
-    """Seconds from first to last record, without the time before a resume; NaN if no times are known."""
+    """Seconds from first to last record, without the time before a resume or a change; NaN if no times are known."""
     times = [(number(line.get("time")), "step") for line in lines] + [(event.time, event.kind) for event in events]
     known = sorted(item for item in times if math.isfinite(item[0]))
-    return sum(b - a for (a, _), (b, kind) in pairwise(known) if kind != "resume") if len(known) > 1 else math.nan
+    pauses = ("resume", "extended", "mix_changed")
+    return sum(b - a for (a, _), (b, kind) in pairwise(known) if kind not in pauses) if len(known) > 1 else math.nan
 
 
 def _state_warnings(run: Run) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from cpt.report import tables
 from cpt.report.collect import FloatArray
 from cpt.report.drawing import (
     HEIGHT,
@@ -28,6 +29,7 @@ from cpt.report.drawing import (
     to_chart,
     write_beside,
 )
+from cpt.report.goodput_views import goodput_chart
 from cpt.report.promise import promise_chart
 from cpt.report.summary import Overview, Summary
 
@@ -43,7 +45,8 @@ def build_charts(overview: Overview) -> list[Chart]:
         *(promise_chart(item, index, alone=len(runs) == 1) for index, item in enumerate(runs)),
         *(loss_of_source(runs, source, number) for number, source in enumerate(sources, start=1)),
     ]
-    charts += [shares(runs), tokens_by_source(runs), learning_rate(runs), throughput(runs)]
+    charts += [shares(runs), tokens_by_source(runs), learning_rate(runs), throughput(runs), time_split(runs)]
+    charts.append(goodput_chart(runs))
     return [chart for chart in charts if chart is not None]
 
 
@@ -145,8 +148,32 @@ def learning_rate(runs: Sequence[Summary]) -> Chart | None:
 
 
 def throughput(runs: Sequence[Summary]) -> Chart | None:
-    caption = "Running mean; light: every logged step. Dips are evaluations, checkpoints or a busy machine."
+    caption = "While training, without evaluations and checkpoints. Running mean; light: every logged step."
     return _over_tokens(runs, "tokens_per_second", ("Throughput", "tokens per second"), caption)
+
+
+def time_split(runs: Sequence[Summary]) -> Chart | None:
+    """Bars of the share of time that each phase took, runs side by side."""
+    drawn = [(index, item, item.share_by_phase) for index, item in enumerate(runs) if item.share_by_phase]
+    if not drawn:
+        return None
+    names = [name for name in tables.PHASE_WORDS if any(shares.get(name, 0.0) > 0 for _, _, shares in drawn)]
+    figure, axes = blank("share of the time", "", height=90.0 + (12.0 + 15.0 * len(drawn)) * len(names), grid="x")
+    thickness = 0.8 / len(drawn)
+    for row, (index, _, shares) in enumerate(drawn):
+        places = np.arange(len(names)) - 0.4 + thickness * (row + 0.5)
+        axes.barh(places, [shares.get(name, 0.0) for name in names], height=thickness * 0.82, color=run_colour(index))
+        for place, name in zip(places, names, strict=True):
+            share = shares.get(name, 0.0)
+            write_beside(axes, (share, place), tables.percent(share), colour=ink("soft"), offset=(4, 0), level="center")
+    axes.set_yticks(range(len(names)), [tables.PHASE_WORDS[name] for name in names], parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.15 * max(max(shares.values()) for _, _, shares in drawn))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    caption = "Of the process that logs; evaluations and checkpoints lie between steps, the other phases within them."
+    if len(drawn) > 1:
+        caption += f" Bars in the order {', '.join(item.label for _, item, _ in drawn)}."
+    return to_chart("time", "Where the time went", caption, figure)
 
 
 def tokens_by_source(runs: Sequence[Summary]) -> Chart | None:
@@ -263,11 +290,12 @@ def _planned_share(item: Summary) -> FloatArray:
     if plan is None:
         return np.empty((0, 2))
     points = []
-    for stage in plan.stages:
+    for index, stage in enumerate(plan.stages):
         general = sum(
             rows for source, rows in zip(plan.sources, stage.block_counts, strict=True) if source.group == "general"
         )
-        points += [(row * plan.seq_len, general / sum(stage.block_counts)) for row in (stage.start_row, stage.end_row)]
+        ends = [plan.first_step(number) * plan.global_batch_tokens for number in (index, index + 1)]
+        points += [(tokens, general / sum(stage.block_counts)) for tokens in ends]
     return np.array(points, dtype=np.float64)
 
 

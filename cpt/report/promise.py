@@ -17,7 +17,7 @@ import numpy as np
 
 from cpt.plan import Group
 from cpt.recommendation import PromisePoint
-from cpt.report.collect import Evaluation, FloatArray
+from cpt.report.collect import Evaluation, FloatArray, setting
 from cpt.report.drawing import Chart, ink, run_colour, stacked, to_chart
 from cpt.report.reading import count
 from cpt.report.summary import Summary, plain, scaled
@@ -209,7 +209,11 @@ def _compare_group(item: Summary, group: Group) -> Kept:
 
 
 def _is_final(item: Summary, evaluation: Evaluation) -> bool:
-    """At the end of the schedule: the plan's last step, or the last evaluation of a finished run without a plan."""
+    """At the end of the schedule: the plan's last step, or the last evaluation of a finished run without a plan. The
+    promise to a run that was extended is of the end that it had first.
+    """
+    if past := setting(item.run.config, "train.past"):
+        return bool(evaluation.step == past[0]["until_step"])
     if item.run.plan:
         return evaluation.step == item.run.plan.num_steps
     return item.run.finished and evaluation is item.run.evaluations[-1]

@@ -2,7 +2,7 @@
 
 The page needs no network and no script. Everything that comes from files is escaped; only the figures, which this
 package draws, go in as they are. Both texts show the same tables, in the same order: verdict, runs, figures, promise,
-sources, plan, events, warnings, config, environment.
+sources, plan, goodput, events, warnings, config, environment.
 """
 
 import re
@@ -18,6 +18,7 @@ from cpt.report import promise, tables
 from cpt.report.collect import Change, collect_run
 from cpt.report.drawing import THEMES, Chart, standalone
 from cpt.report.figures import build_charts
+from cpt.report.goodput_views import goodput_data, goodput_table
 from cpt.report.summary import Overview, Summary, overview, plain
 from cpt.rundir import DataError, RunDir, write_atomic
 
@@ -116,6 +117,7 @@ def _content(view: Overview) -> dict[str, Any]:
             ("Promise", tables.with_content([promise.promise_table(item) for item in runs])),
             ("Sources", tables.with_content([tables.source_table(item) for item in runs])),
             ("Plan", tables.with_content(plans)),
+            ("Goodput", tables.with_content([goodput_table(item) for item in runs])),
             ("Events", tables.with_content([tables.events_table(item) for item in runs])),
         ],
         "warnings": view.warnings,
@@ -158,6 +160,7 @@ def _run_data(item: Summary, view: Overview) -> dict[str, Any]:
         "forgetting_ratio": versus.forgetting_ratio if versus else None,
         "gain_given_up": versus.gain_given_up if versus else None,
         "wall_seconds": plain(item.run.wall_seconds),
+        "goodput": goodput_data(item.run.goodput),
         "tokens_per_second": plain(item.median("tokens_per_second")),
         "checkpoint": str(item.run.checkpoint) if item.run.checkpoint else None,
     }

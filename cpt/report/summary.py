@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from cpt.report.collect import Change, Evaluation, FloatArray, Run, change_of
+from cpt.report.reading import number
 
 EQUAL_BUDGET = 0.01  # token budgets closer than this are called equal
+STALLS = ("checkpoint", "evaluation")  # phases between steps
 PREFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -60,8 +62,31 @@ class Summary:
         return _finite_median(self.run.metrics.scalars[name])
 
     @property
-    def data_share_of_step(self) -> float:
-        return self.median("data_seconds") / self.median("step_seconds")
+    def seconds_by_phase(self) -> dict[str, float]:
+        """Where the run's time went: seconds of every phase, and of the loop itself. Empty for a run that did not say.
+
+        Evaluations and checkpoints lie between the steps, the other phases within; what the end of the run added after
+        the last record stands with its last event.
+        """
+        metrics = self.run.metrics
+        if not metrics.phase_seconds:
+            return {}
+        steps = np.nan_to_num(metrics.scalars["steps"])
+        totals = {name: float(np.nansum(column * steps)) for name, column in metrics.phase_seconds.items()}
+        within = sum(seconds for name, seconds in totals.items() if name not in STALLS)
+        loop = float(np.nansum(metrics.scalars["step_seconds"] * steps)) - within
+        for event in self.run.events:
+            said = event.details.get("phase_seconds")
+            for name, seconds in said.items() if isinstance(said, dict) else ():
+                totals[name] = totals.get(name, 0.0) + number(seconds)
+        return {**totals, "loop": max(0.0, loop)}
+
+    @property
+    def share_by_phase(self) -> dict[str, float]:
+        """Of all the time that a phase is known for; empty as ``seconds_by_phase``."""
+        seconds = self.seconds_by_phase
+        total = sum(seconds.values())
+        return {name: value / total for name, value in seconds.items()} if total else {}
 
     @property
     def peak_memory_bytes(self) -> float:

@@ -11,9 +11,19 @@ from cpt.report.collect import Evaluation, Event, SourceEval, setting
 from cpt.report.reading import count
 from cpt.report.summary import Overview, Summary, Versus, scaled, signed, tokens_text
 
-ROUTINE_EVENTS = ("eval", "checkpoint")  # counted, not listed
+ROUTINE_EVENTS = ("eval", "checkpoint", "upload")  # counted, not listed
 MAX_EVENTS = 200
 MAX_STAGES = 24
+PHASE_WORDS = {
+    "data": "waiting for data",
+    "forward": "forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+    "communication": "communication",
+    "checkpoint": "checkpoints",
+    "evaluation": "evaluations",
+    "loop": "the loop itself",  # what of a step is in no phase
+}
 NO_VALUE = "\u2013"  # a dash
 
 
@@ -74,6 +84,7 @@ def runs_table(view: Overview) -> Table:
         ("Held-out loss, nats per token", _loss_lines()),
         ("Data", _data_lines()),
         ("Cost", _cost_lines()),
+        ("Where the time went", _time_lines()),
         ("Where", _place_lines()),
     )
     rows: list[Row] = []
@@ -152,15 +163,43 @@ def _data_lines() -> Lines:
 def _cost_lines() -> Lines:
     return (
         ("Wall time", lambda item: duration(item.run.wall_seconds)),
+        ("Goodput, share of it in steps that counted", lambda item: percent(item.run.goodput.fraction)),
         ("Tokens per second, median", lambda item: _known(item.median("tokens_per_second"), scaled)),
+        (
+            "The same, evaluations and checkpoints included",
+            lambda item: _known(item.median("tokens_per_second_overall"), scaled),
+        ),
+        (
+            "Tokens per second and device, median",
+            lambda item: _known(item.median("tokens_per_second_per_device"), scaled),
+        ),
         ("Step time, median", lambda item: duration(item.median("step_seconds"))),
-        ("Waiting for data, share of step", lambda item: percent(item.data_share_of_step)),
+        ("Model FLOPs per second, median", lambda item: _known(item.median("flops_per_second"), _flops)),
         ("Model FLOPs utilisation, median", lambda item: percent(item.median("mfu"))),
         (
             "Peak memory per process",
             lambda item: _known(item.peak_memory_bytes, lambda value: f"{value / 2**30:.2f} GiB"),
         ),
     )
+
+
+def _time_lines() -> Lines:
+    """A line for every phase: its share of the time, and its seconds."""
+
+    def line(phase: str) -> tuple[str, Callable[[Summary], str]]:
+        def cell(item: Summary) -> str:
+            shares = item.share_by_phase
+            return (
+                f"{percent(shares[phase])} ({duration(item.seconds_by_phase[phase])})" if phase in shares else NO_VALUE
+            )
+
+        return PHASE_WORDS[phase].capitalize(), cell
+
+    return tuple(line(phase) for phase in PHASE_WORDS)
+
+
+def _flops(value: float) -> str:
+    return f"{value / 1e12:,.3g} TFLOP/s"
 
 
 def _place_lines() -> Lines:
@@ -212,11 +251,13 @@ def stage_table(item: Summary) -> Table | None:
         return None
     rows = []
     every = math.ceil(len(plan.stages) / MAX_STAGES)  # a schedule has dozens; the figure shows them all
-    for index, stage in enumerate(plan.stages):
+    for index in range(len(plan.stages)):
         if index % every and index + 1 < len(plan.stages):
             continue
-        first, last = stage.start_row // plan.global_batch_rows + 1, stage.end_row // plan.global_batch_rows
-        tokens = scaled(stage.num_rows * plan.seq_len)
+        first, last = plan.first_step(index) + 1, plan.first_step(index + 1)
+        tokens = scaled((last - first + 1) * plan.global_batch_tokens)
+        if len(plan.seq_lens) > 1:
+            tokens += f" in rows of {plan.seq_len_of(index):,}"
         rows.append(
             Row(
                 (

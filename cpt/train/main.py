@@ -9,12 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.local import end_with_launcher
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cpt.train.main", description="Train, as one rank of a job.")
     parser.add_argument("config", nargs="?", type=Path, help="run YAML; left out with --resume")
     parser.add_argument("overrides", nargs="*", help="section.field=value")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
+    parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="steps to write a trace of, at rank 0")
     parser.add_argument(
         "--local_rank", type=int, default=0, help="given by the launcher; the environment is used instead"
     )
@@ -31,17 +34,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train and return the exit code: 0 done, 2 the user can fix it, 3 the environment, 143 stopped after a save, 1
     our bug.
     """
+    end_with_launcher()
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    from cpt.train.guard import StopFlag
+
+    stop = StopFlag()
+    stop.install()  # before anything slow, so that a signal during start-up is obeyed too
     from cpt.config import ConfigError, load_config
     from cpt.failures import explain
     from cpt.run import train
-    from cpt.runfolder import check_changeable, read_run_config
+    from cpt.runfolder import check_changeable, finished_words, is_finished, read_run_config
 
     try:
         if options.resume:
             check_changeable(options.overrides)
-            return train(read_run_config(options.resume, options.overrides), resume=True)
-        return train(load_config(options.config, options.overrides))
+            if is_finished(options.resume):
+                if os.environ.get("RANK", "0") == "0":
+                    print(finished_words(options.resume), flush=True)
+                return 0
+            config = read_run_config(options.resume, options.overrides)
+            return train(config, resume=True, stop=stop, profile_steps=options.profile)
+        return train(load_config(options.config, options.overrides), stop=stop, profile_steps=options.profile)
     except Exception as error:
         code, message = explain(error)
         rank = os.environ.get("RANK", "0")

@@ -1,7 +1,9 @@
 """What a run tells while it trains: one record per logging window to metrics.jsonl, to the terminal, and to wandb
 where asked.
 
-A window's loss is the sum over all its counted tokens divided by their number; sources likewise.
+A window's loss is the sum over all its counted tokens divided by their number; sources likewise. Evaluations and
+checkpoints lie between steps: they are no part of ``step_seconds`` and ``tokens_per_second``, but of
+``phase_seconds`` and ``tokens_per_second_overall``. What of them comes after a step counts with the next window.
 """
 
 import json
@@ -21,6 +23,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from cpt.train.phases import PHASES
 from cpt.train.stepinfo import StepInfo
 
 Record = Mapping[str, Any]
@@ -99,10 +102,11 @@ class WandbSink:
             raise RuntimeError(
                 f"wandb does not start ({error}); log in, or set log.wandb=offline or disabled"
             ) from None
+        self._run.define_metric("*", step_metric="step")  # its own counter never goes back, a run that rolls back does
 
     def write(self, record: Record) -> None:
         flat = {f"{k}/{n}": x for k, v in record.items() if isinstance(v, Mapping) for n, x in v.items()}
-        self._run.log({**{k: v for k, v in record.items() if not isinstance(v, Mapping)}, **flat}, step=record["step"])
+        self._run.log({**{k: v for k, v in record.items() if not isinstance(v, Mapping)}, **flat})
 
     def close(self) -> None:
         self._run.finish()
@@ -110,11 +114,15 @@ class WandbSink:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What turns seconds into utilisation."""
+    """What turns seconds into utilisation. FLOPs are the model's, exact (``cpt.model.size``): recomputation counts
+    for nothing, attention by the pairs inside documents.
+    """
 
     tokens_per_step: int
-    flops_per_token: float
+    flops_per_token: float  # without attention
+    flops_per_pair: float  # of attention: (query, key) pairs, all layers
     peak_flops: float | None  # of all devices together
+    num_devices: int = 1
 
 
 @dataclass
@@ -125,12 +133,20 @@ class MetricsHook:
     every: int
     throughput: Throughput
     tokens_by_source: Callable[[int], dict[str, int]]
+    clock: Callable[[], float] = time.perf_counter
     _window: list[StepInfo] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._since = self.clock()
 
     def __call__(self, info: StepInfo) -> None:
         self._window.append(info)
         if info.step % self.every == 0:
             self.flush()
+
+    def forget_after(self, step: int) -> None:
+        """Leave out what was collected after ``step``: those updates were undone."""
+        self._window = [info for info in self._window if info.step <= step]
 
     def flush(self) -> None:
         """Write what has been collected; also called when a run ends inside a window."""
@@ -150,23 +166,37 @@ class MetricsHook:
         names = list(last.loss_sums)
         sums = {name: sum(info.loss_sums[name] for info in window) for name in names}
         counts = {name: sum(info.counted[name] for info in window) for name in names}
-        seconds = sum(info.step_seconds for info in window)
-        tokens_per_second = len(window) * self.throughput.tokens_per_step / seconds
-        peak = self.throughput.peak_flops
         return {
             "step": last.step,
+            "steps": len(window),
             "tokens_seen": last.tokens_seen,
-            "loss": sum(sums.values()) / max(1, sum(counts.values())),
+            # no number where all rows were left out: their steps made no update
+            "loss": sum(sums.values()) / total if (total := sum(counts.values())) else math.nan,
             "loss_by_source": {name: sums[name] / counts[name] if counts[name] else None for name in names},
             "tokens_by_source": self.tokens_by_source(last.step),
             "lr": last.lr,
             "grad_norm": last.grad_norm,
-            "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * self.throughput.flops_per_token / peak if peak else None,
-            "step_seconds": seconds / len(window),
-            "data_seconds": sum(info.data_seconds for info in window) / len(window),
+            **self._speed(window),
+            "phase_seconds": {
+                name: sum(info.seconds.get(name, 0.0) for info in window) / len(window) for name in PHASES
+            },
             "memory_bytes": peak_memory_bytes(),
+            "memory": memory_by_place(),
             "time": time.time(),
+        }
+
+    def _speed(self, window: list[StepInfo]) -> dict[str, float | None]:
+        know, now = self.throughput, self.clock()
+        tokens, seconds = len(window) * know.tokens_per_step, sum(info.step_seconds for info in window)
+        flops = tokens * know.flops_per_token + sum(info.attended_pairs for info in window) * know.flops_per_pair
+        wall, self._since = now - self._since, now
+        return {
+            "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_device": tokens / seconds / know.num_devices,
+            "tokens_per_second_overall": tokens / max(wall, seconds),
+            "flops_per_second": flops / seconds if know.flops_per_token else None,
+            "mfu": flops / seconds / know.peak_flops if know.peak_flops else None,
+            "step_seconds": seconds / len(window),
         }
 
 
@@ -177,6 +207,20 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_by_place() -> dict[str, int]:
+    """Bytes of this process in host memory, now and at most so far; with a GPU also what tensors take there, and what
+    the allocator holds for them at most (the rest of it is fragmentation).
+    """
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    now = pages * resource.getpagesize()
+    found = {"host": now, "host_peak": max(now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.memory_allocated()
+        found["device_peak"] = torch.cuda.max_memory_allocated()
+        found["device_reserved_peak"] = torch.cuda.max_memory_reserved()
+    return found
 
 
 def device_peak_flops(device: torch.device) -> float | None:

@@ -6,17 +6,20 @@ function with another total.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cpt import schedule_fields as fields
+from cpt.run_fields import TrainSection
 
 LrScale = Callable[[int], float]
+Rates = Callable[[int], float]  # number of the update, from 1 -> learning rate
 
 
 def rewarm_cosine(schedule: fields.RewarmCosine, total_steps: int) -> LrScale:
     """Linear re-warm, then cosine re-decay to the floor at the last step (arXiv 2403.08763, section 3)."""
-    default = max(1, round(0.01 * total_steps))
-    warmup = default if schedule.warmup_steps is None else schedule.warmup_steps
+    warmup = warmup_steps(schedule, total_steps)
     floor = schedule.min_lr_ratio
 
     def scale(n: int) -> float:
@@ -111,3 +114,66 @@ SCHEDULES: dict[str, Callable[..., LrScale]] = {
 def build_schedule(schedule: fields.Schedule, *, total_steps: int) -> LrScale:
     """The multiplier of the peak rate as a function of the update's number, 1 to ``total_steps``."""
     return SCHEDULES[schedule.name](schedule, total_steps)
+
+
+def warmup_steps(schedule: fields.Schedule, total_steps: int) -> int:
+    """As stated; the cosine's default is 1% of its steps."""
+    if schedule.warmup_steps is None:
+        return max(1, round(0.01 * total_steps))
+    return schedule.warmup_steps
+
+
+@dataclass(frozen=True)
+class RateSegment:
+    """Steps after ``start`` up to ``end``, under one schedule that was made for ``total`` steps counted from there.
+
+    ``end`` lies before ``start + total`` where a run was extended before it had finished.
+    """
+
+    start: int
+    end: int
+    total: int
+    peak_lr: float
+    schedule: fields.Schedule
+
+
+def rate_segments(train: TrainSection, *, total_steps: int) -> list[RateSegment]:
+    """The schedules of a run in turn: one, and one more for each time that it was extended."""
+    found: list[RateSegment] = []
+    start = 0
+    for past in train.past:
+        total = past.tokens // train.global_batch_tokens - start
+        found.append(RateSegment(start, past.until_step, total, past.peak_lr, past.schedule))
+        start = past.until_step
+    return [*found, RateSegment(start, total_steps, total_steps - start, train.peak_lr, train.schedule)]
+
+
+def learning_rates(train: TrainSection, *, total_steps: int) -> Rates:
+    """The rate of every update of a run. Where it was extended, the warm-up starts from the rate that it then had.
+
+    Worked example: 100 steps of a cosine to 10% of a peak of 1, then 50 more that warm up over 10. Update 100 has 0.1,
+    update 101 has 0.1 + 0.9 * 1/10 = 0.19, update 110 has 1.
+    """
+    segments = rate_segments(train, total_steps=total_steps)
+    curves: list[Rates] = []
+    for segment in segments:
+        before = curves[-1](segment.start) if curves else 0.0
+        curves.append(_curve(segment, before))
+    ends = [segment.end for segment in segments]
+
+    def rate(n: int) -> float:
+        return curves[min(bisect_left(ends, n), len(curves) - 1)](n)
+
+    return rate
+
+
+def _curve(segment: RateSegment, before: float) -> Rates:
+    scale = build_schedule(segment.schedule, total_steps=segment.total)
+    warmup = warmup_steps(segment.schedule, segment.total)
+
+    def rate(n: int) -> float:
+        m = n - segment.start
+        rest = before * (1.0 - m / warmup) if m < warmup else 0.0
+        return segment.peak_lr * scale(m) + rest
+
+    return rate

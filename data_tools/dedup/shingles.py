@@ -155,7 +155,7 @@ def require_xxhash() -> Any:
     try:
         import xxhash
     except ImportError:
-        raise RuntimeError("deduplication needs xxhash, which is not installed; fix: pip install 'cpt[data]'") from None
+        raise RuntimeError("deduplication needs xxhash, which is not installed; fix: pip install xxhash") from None
     return xxhash
 
 

@@ -10,7 +10,7 @@ from cpt.announce import size_warnings, trained_parameters
 from cpt.config import load_config
 from cpt.model.build import LoadedModel, build_model
 from cpt.prepare import Prepared, prepare
-from cpt.run import needs_of
+from cpt.run_model import needs_of
 
 Workshop = Any  # the fixtures of tests/conftest.py
 

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 Workshop = Any  # the fixtures of tests/conftest.py
-VERBS = ["train", "resume", "eval", "export", "report", "quickstart"]
+VERBS = ["train", "resume", "extend", "eval", "export", "report", "quickstart"]
 NESTED = ["data tokenize", "data decontaminate", "data inspect", "config show", "config schema"]
+NESTED += ["ckpt inspect", "ckpt verify", "ckpt convert"]
 
 
 @pytest.fixture
@@ -181,6 +182,7 @@ def test_the_same_run_again_is_refused_with_the_way_to_continue_it(trained: Work
 
 def test_two_processes_in_one_run_folder_are_refused_with_3(own: Workshop) -> None:
     before = own.records("run")
+    (own.run_dir("run") / "evals" / "step_00000008.json").unlink()  # a finished run is not started at all
     with (own.run_dir("run") / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = own.cpt("resume", own.run_dir("run"))
@@ -200,7 +202,7 @@ def test_a_folder_that_is_no_run_is_refused_by_name(workshop: Workshop, verb: st
 
 def test_a_finished_run_resumes_to_nothing(own: Workshop) -> None:
     done = own.cpt("resume", own.run_dir("run"))
-    assert done.code == 0 and "resumes after step 8 of 8" in done.out
+    assert done.code == 0 and "this run is finished: all 8 steps are done" in done.out
     assert [record["step"] for record in own.records("run")] == list(range(1, 9))
 
 
@@ -212,6 +214,7 @@ def test_a_resume_that_would_change_the_data_is_refused(own: Workshop) -> None:
 def test_a_run_whose_store_was_replaced_is_not_resumed_on_other_data(shop: Workshop) -> None:
     assert shop.cpt("train", shop.run_file("run", {"train.tokens": 512})).code == 0
     shop.store("code", domain="code", train=[[1, 2, 3] * 300], heldout=[[1, 2, 3]])
+    (shop.run_dir("run") / "evals" / "step_00000002.json").unlink()  # a finished run is not started at all
     done = shop.cpt("resume", shop.run_dir("run"))
     assert done.code == 2 and "plan.json" in done.err and "put the stores back" in done.err
 
@@ -297,16 +300,18 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_3_and_leaves_the_last_ch
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cpt import run
+    from cpt.train.losses import Losses
 
-    real, calls = run.forward_logits, []
+    real, calls = run.forward_losses, []
 
     def poisoned(model: Any, batch: Any, backend: str) -> Any:
         calls.append(1)
-        logits = real(model, batch, backend)
-        return logits * math.nan if len(calls) > 2 * 5 else logits  # two micro-batches a step
+        found = real(model, batch, backend)
+        wrong = math.nan if len(calls) > 2 * 5 else 1.0  # two micro-batches a step
+        return Losses(found.total * wrong, found.per_token_BT * wrong)
 
     file = shop.run_file("run", {"checkpoint.every_steps": 4})
-    monkeypatch.setattr(run, "forward_logits", poisoned)
+    monkeypatch.setattr(run, "forward_losses", poisoned)
     done = shop.cpt("train", file)
     assert done.code == 3 and "step 6" in done.err and "not finite" in done.err and "train.peak_lr" in done.err
     assert shop.records("run")[-1]["step"] == 5

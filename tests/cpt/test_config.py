@@ -275,6 +275,18 @@ def test_run_dir_may_not_be_null(run_file: Path) -> None:
         (["deepspeed.zero_stage=4"], "deepspeed.zero_stage", "0, 1, 2 or 3"),
         (["checkpoint.keep_last=0"], "checkpoint.keep_last", "greater than or equal to 1"),
         (["data.stores={}"], "data.stores", "at least 1 item"),
+        (["deepspeed.offload=cpu"], "deepspeed.offload", "needs sharded state"),
+        (["deepspeed.offload=nvme", "deepspeed.zero_stage=2"], "deepspeed.offload", "under ZeRO 3 only"),
+        (
+            ["deepspeed.offload=nvme", "deepspeed.zero_stage=3"],
+            "deepspeed.nvme_dir",
+            "goes with deepspeed.offload=nvme",
+        ),
+        (["deepspeed.nvme_dir=/fast", "deepspeed.zero_stage=3"], "deepspeed.nvme_dir", "and that with it"),
+        (["deepspeed.hpz_size=4", "deepspeed.zero_stage=2"], "deepspeed.hpz_size", "is a part of ZeRO 3"),
+        (["deepspeed.quantized_communication=true"], "deepspeed.quantized_communication", "is a part of ZeRO 3"),
+        (["train.compile=true", "deepspeed.zero_stage=3"], "train.compile", "gather weights in the middle of a block"),
+        (["train.compile=true", "train.activation_checkpointing=selective"], "train.compile", "by itself what to keep"),
     ],
 )
 def test_each_rule_names_its_field_and_what_it_wants(overrides: list[str], field: str, says: str) -> None:

@@ -66,7 +66,8 @@ def test_the_rest_of_a_run_gets_another_mixture_and_every_source_goes_on_where_i
     done = shop.cpt("resume", run, "replay.share_general=0.75", "checkpoint.every_steps=8")
     assert done.code == 0, done.text
     assert "mixture changed after step 4: prose 25.0% → 75.0%, code 75.0% → 25.0%" in done.out
-    assert "resumes after step 4 of 12: prose 256 of " in done.out
+    assert "resumes after step 4 of 12: 1,024 of 3,072 tokens; the next step has learning rate " in done.out
+    assert "prose: 256 of " in done.out and "changed   replay.share_general: None → 0.75" in done.out
     plan = read_plan(run / "plan.json")
     assert plan.num_steps == STEPS and plan.fingerprint != before.fingerprint
     assert rows_seen(plan, CHANGE) == rows_seen(before, CHANGE) == {"prose": 8, "code": 24}

@@ -33,6 +33,7 @@ from cpt.announce import environment
 from cpt.checkpoint.portable import COMPLETE, CheckpointMeta
 from cpt.config import ModelSection, load_config, validate
 from cpt.data.pack_index import ensure_index
+from cpt.data.skipping import SkippedRow, write_skipped
 from cpt.data.token_store import StoreLabel, TokenizerFacts, TokenStore, write_split
 from cpt.data.vocabulary import VocabularyExtension, write_extension
 from cpt.eval.records import EvalRecord, SourceEval, aggregate
@@ -44,6 +45,7 @@ from cpt.recommendation import BaseLoss, LawNames, ObservationsFile, PromisePoin
 from cpt.rundir import RunDir
 from cpt.train.engine import Topology
 from cpt.train.metrics import MetricsHook, Throughput
+from cpt.train.phases import PHASES
 from cpt.train.schedules import SCHEDULES
 from cpt.train.stepinfo import StepInfo
 from data_tools.choose_documents import Choice, make_view
@@ -251,7 +253,7 @@ def check_run_folder(rundir: RunDir) -> None:
     """A real run's files hold the documented keys, and its folder nothing that the page does not name."""
     named = {name.split("/")[0] for name in documented_keys("Run folder")}
     assert {entry.name for entry in rundir.root.iterdir()} <= named
-    sources = {"general": "NAME", "domain": "NAME"}
+    sources = {"general": "NAME", "domain": "NAME"} | dict.fromkeys(PHASES, "PHASE")
     for line in rundir.metrics.read_text().splitlines():
         assert keys_of(json.loads(line), sources) == documented_keys("metrics.jsonl")
     assert keys_of(json.loads(rundir.environment.read_text()), {}) == documented_keys("environment.json")
@@ -378,8 +380,8 @@ def a_metrics_line(_: Path) -> Any:
 
         def close(self) -> None: ...
 
-    hook = MetricsHook([Kept()], 1, Throughput(64, 1.0, None), lambda step: {"web": step * 64})
-    hook(StepInfo(1, 64, {"web": 2.0}, {"web": 1}, 0.1, 1.0, 0.5, 0.1))
+    hook = MetricsHook([Kept()], 1, Throughput(64, 1.0, 1.0, None), lambda step: {"web": step * 64})
+    hook(StepInfo(1, 64, {"web": 2.0}, {"web": 1}, 0.1, 1.0, 0.5, {"data": 0.1}))
     return written[0]
 
 
@@ -423,7 +425,13 @@ def an_extension(folder: Path) -> Any:
     return json.loads((folder / "extension.json").read_text()) | {"subtokens": []}
 
 
+def skipped_rows(folder: Path) -> Any:
+    write_skipped(folder / "skipped_rows.json", [SkippedRow(7, "law", 12, 3, None, "a test")])
+    return json.loads((folder / "skipped_rows.json").read_text())
+
+
 WITHOUT_EXCERPT: dict[str, Callable[[Path], Any]] = {
+    "skipped_rows.json": skipped_rows,
     "summary.json": a_stage_summary,
     "view.json": a_view,
     "index.json": an_index,
@@ -435,18 +443,20 @@ WITHOUT_EXCERPT: dict[str, Callable[[Path], Any]] = {
 def test_the_documented_keys_are_those_the_code_writes(name: str, tmp_path: Path) -> None:
     found = (WRITERS | WITHOUT_EXCERPT)[name](tmp_path)
     names = dict.fromkeys(("web", "general", "domain"), "REASON" if name == "summary.json" else "NAME")
+    names |= dict.fromkeys(PHASES, "PHASE") if name == "metrics.jsonl" else {}
     assert documented_keys(name) == keys_of(found, names)
 
 
 def test_the_documented_events_are_those_the_code_writes() -> None:
-    trees = [ast.parse((ROOT / "cpt" / name).read_text(encoding="utf-8")) for name in ("run.py", "remix.py")]
+    files = [path for folder in ("cpt", "launch") for path in (ROOT / folder).rglob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     called = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    calls = [
-        n for n in called if "event" in (getattr(n.func, "attr", ""), getattr(n.func, "id", "").removeprefix("note_"))
-    ]
+    writers = {"event", "note_event", "_note", "_warn"}
+    calls = [n for n in called if n.args and writers & {getattr(n.func, "attr", ""), getattr(n.func, "id", "")}]
     written: dict[str, set[str]] = {}
     for call in calls:
-        names = [n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        given = [n for argument in call.args[:2] for n in ast.walk(argument)]  # the name comes first, or after a job
+        names = [n.value for n in given if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         for name in names:  # details given as **mapping are compared in a real run's file
             written.setdefault(name, set()).update(keyword.arg for keyword in call.keywords if keyword.arg)
     rows = event_rows()
@@ -462,7 +472,7 @@ def test_excerpts_have_the_documented_keys() -> None:
     for line in found.pop("events.jsonl").splitlines():
         event = json.loads(line)
         assert event.keys() == {"time", "step", "event"} | rows[event["event"]]
-    names = dict.fromkeys(("prose", "code", "general", "domain"), "NAME")
+    names = dict.fromkeys(("prose", "code", "general", "domain"), "NAME") | dict.fromkeys(PHASES, "PHASE")
     for name, body in found.items():
         if name in WRITERS:
             assert keys_of(json.loads(body), names) == documented_keys(name), name

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from cpt.checkpoint import writing
+from cpt.checkpoint.portable import Checkpoint
 from data_tools.train_tokenizer import train_bpe
 
 
@@ -67,3 +71,30 @@ def test_a_full_disk_is_an_error_that_loses_nothing(verb: str, corpus: Path, sma
     assert again.returncode == 0, again.stderr
     whole = run(verb, corpus, tmp_path / "whole")
     assert whole.returncode == 0 and content(small_disk / "out") == content(tmp_path / "whole") != {}
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["the free space is told", "the free space is told wrong"])
+def test_a_disk_too_small_for_the_next_checkpoint_costs_no_older_one_and_with_more_room_the_run_goes_on(
+    workshop: Any, small_disk: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """Three checkpoints of 0.3 MB fit; told wrong (a quota, another job that writes), the fourth fails half written."""
+    workshop.stores()
+    fields = {"checkpoint.every_steps": 2, "checkpoint.keep_last": 9}
+    subprocess.run(["mount", "-o", f"remount,size={'2m' if told else '1m'}", str(small_disk)], check=True)
+    if not told:
+        monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
+    full = workshop.cpt("train", workshop.run_file("full", fields | {"run.dir": str(small_disk)}))
+    assert full.code == 3 and "Traceback" not in full.err, full.text
+    assert ("are free; older ones are given up only after" if told else "No space left on device") in full.err
+    checkpoints = small_disk / "full/checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == [f"step_0000000{step}" for step in (2, 4, 6)]
+    assert all(Checkpoint.open(path).verify() == [] for path in checkpoints.iterdir())
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    again = workshop.cpt("resume", small_disk / "full")
+    assert again.code == 0, again.text
+    workshop.cpt("train", workshop.run_file("whole", fields))
+    whole = [
+        Checkpoint.open(run / "checkpoints/step_00000008") for run in (small_disk / "full", workshop.run_dir("whole"))
+    ]
+    for (name, ours), (_, theirs) in zip(*(each.tensors("exp_avg_sq") for each in whole), strict=True):
+        assert ours.equal(theirs), name

@@ -1,24 +1,27 @@
 """The CUDA back-ends against single documents, in bf16; and the exact answer of the masked back-end in fp32."""
 
 import dataclasses
-import importlib.util
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cpt.config import ConfigError
 from cpt.data.batch import Batch
 from cpt.model import kernels
+from cpt.model.liger import apply_liger
+from cpt.model.recompute import set_recompute
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-DTYPE = {"sdpa": torch.float32, "varlen": torch.bfloat16, "flash_attn": torch.bfloat16}
+BACKENDS = ("sdpa", "flex", "varlen", "flash_attn", "flash_attn_3", "flash_attn_4")
+DTYPE = dict.fromkeys(BACKENDS, torch.bfloat16) | {"sdpa": torch.float32}
 # bf16 keeps 8 bits: logits of a few units differ by hundredths where another kernel adds in another order.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 SHAPE = {
     "vocab_size": 97,
-    "hidden_size": 256,
+    "hidden_size": 256,  # heads of 64: flex wants at least 16, FlashAttention 4 at least 64
     "intermediate_size": 384,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -33,14 +36,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 LENGTHS = [[70, 1, 120, 9], [1, 199], [200]]
 
 
-@pytest.fixture(params=["sdpa", "varlen", "flash_attn"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
-    if name == "flash_attn" and importlib.util.find_spec("flash_attn") is None:
-        pytest.skip("flash-attn is not installed")
-    if name == "varlen" and kernels.load_varlen_attn() is None:
-        pytest.skip(f"torch {torch.__version__} has no variable-length attention with windows")
-    return kernels.resolve_backend(name, device="cuda", dtype=DTYPE[name])
+    try:
+        return kernels.resolve_backend(name, device="cuda", dtype=DTYPE[name]).name
+    except ConfigError as missing:
+        pytest.skip(str(missing))
 
 
 def build(family: str, backend: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -49,7 +51,7 @@ def build(family: str, backend: str, dtype: torch.dtype) -> torch.nn.Module:
     model: torch.nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
-    kernels.prepare_model(model, backend)
+    kernels.prepare_model(model, backend, device="cuda")
     return model.eval().cuda()
 
 
@@ -102,7 +104,50 @@ def test_gradients_agree_with_the_masked_back_end(family: str, backend: str) -> 
     assert torch.nn.functional.cosine_similarity(grads[0], grads[1], dim=0) > 0.999
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_logits_are_within_a_hundredth_of_fp32(family: str, backend: str) -> None:
+    """Relative error of the whole tensor against the masked back-end in fp32, packed and not."""
+    dtype = DTYPE[backend]
+    model, exact = build(family, backend, dtype), build(family, "sdpa", torch.float32)
+    for lengths in (LENGTHS, [[200], [200], [200]]):
+        batch = pack(lengths)
+        with torch.no_grad():
+            found, wanted = (
+                kernels.forward_logits(m, batch, b).float() for m, b in ((model, backend), (exact, "sdpa"))
+            )
+        assert (found - wanted).norm() / wanted.norm() < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputed_blocks_have_the_gradients_of_kept_ones(backend: str, mode: str) -> None:
+    dtype, batch, found = DTYPE[backend], pack(LENGTHS), []
+    for each in ("none", mode):
+        model = build("llama", backend, dtype).train()
+        set_recompute(model, each)
+        kernels.forward_logits(model, batch, backend).float().log_softmax(-1)[..., 0].mean().backward()
+        found.append(
+            torch.cat([weight.grad.float().flatten() for weight in model.parameters() if weight.grad is not None])
+        )
+    # kernels may add in another order from one backward pass to the next
+    assert (found[0] - found[1]).norm() / found[0].norm() < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_liger_changes_logits_by_rounding_alone(backend: str) -> None:
+    pytest.importorskip("liger_kernel")
+    if backend == "sdpa":
+        pytest.skip("Liger's own precision is 16 bits")
+    batch, plain = pack(LENGTHS), build("qwen3", backend, torch.bfloat16)
+    with torch.no_grad():
+        wanted = kernels.forward_logits(plain, batch, backend).float()
+    fused = build("qwen3", backend, torch.bfloat16)
+    assert "rms_norm" in apply_liger(fused, "liger", device=torch.device("cuda"))
+    with torch.no_grad():
+        found = kernels.forward_logits(fused, batch, backend).float()
+    assert (found - wanted).norm() / wanted.norm() < 2e-2
+    kernels.verify_packing(fused, backend, vocab_size=97, device="cuda")
+
+
 def test_auto_does_not_choose_the_mask_in_half_precision_when_a_kernel_is_there() -> None:
     if kernels.load_varlen_attn() is None:
         pytest.skip("no kernel in this torch")
-    assert kernels.resolve_backend("auto", device="cuda", dtype=torch.bfloat16) in ("varlen", "flash_attn")
+    assert kernels.resolve_backend("auto", device="cuda", dtype=torch.bfloat16).name not in ("sdpa", "flex")

@@ -1,12 +1,15 @@
 """The portable format: any partition writes it, any partition reads it, and no damaged checkpoint is taken for a good one."""
 
+import contextlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,21 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from cpt.checkpoint import portable
-from cpt.checkpoint.portable import (
+from cpt.checkpoint import marker, writing
+from cpt.checkpoint.marker import (
     COMPLETE,
     META,
-    STATE_KINDS,
-    Checkpoint,
-    CheckpointMeta,
-    Fragment,
     delete_checkpoint,
-    finish_checkpoint,
-    latest_complete,
-    start_checkpoint,
-    write_shard,
+    is_usable,
+    read_marker,
+    reduce_to_weights,
+    set_aside,
 )
+from cpt.checkpoint.portable import Checkpoint, CheckpointMeta, Fragment, latest_complete
+from cpt.checkpoint.writing import finish_checkpoint, predicted_bytes, start_checkpoint, write_shard
 from cpt.rundir import DataError, step_name
+
+STATE_KINDS = ("param", "exp_avg", "exp_avg_sq")
 
 Shapes = dict[str, list[int]]
 State = dict[tuple[str, str], torch.Tensor]
@@ -76,10 +79,9 @@ def even_parts(state: State, shapes: Shapes, world_size: int) -> list[list[Fragm
 
 
 def write(folder: Path, parts: list[list[Fragment]], meta: CheckpointMeta) -> Path:
-    start_checkpoint(folder, meta)
-    for rank, fragments in enumerate(parts):
-        write_shard(folder, fragments, rank=rank, world_size=len(parts))
-    finish_checkpoint(folder, meta, world_size=len(parts))
+    start_checkpoint(folder, 1000)
+    receipts = [write_shard(folder, each, rank=rank, world_size=len(parts)) for rank, each in enumerate(parts)]
+    finish_checkpoint(folder, meta, receipts)
     return folder
 
 
@@ -93,8 +95,8 @@ def folder(tmp_path: Path, state: State) -> Path:
     return write(tmp_path / "checkpoints" / step_name(7), even_parts(state, SHAPES, 2), meta_of(SHAPES))
 
 
-def shard(folder: Path, rank: int = 0) -> Path:
-    return folder / f"shard_{rank:05d}-of-00002.safetensors"
+def shard(folder: Path, rank: int = 0, part: str = "param") -> Path:
+    return folder / f"shard_{rank:05d}-of-00002.{part}.safetensors"
 
 
 @st.composite
@@ -117,7 +119,7 @@ def rewrites(draw: st.DrawFn) -> tuple[Shapes, list[list[tuple[str, int, int]]],
     return shapes, draw(partitions(shapes)), draw(partitions(shapes))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(rewrites())
 def test_any_partition_into_fragments_reads_back_what_any_other_wrote(
     tmp_path_factory: pytest.TempPathFactory,
@@ -128,7 +130,9 @@ def test_any_partition_into_fragments_reads_back_what_any_other_wrote(
     path = tmp_path_factory.mktemp("any") / step_name(7)
     write(path, [[fragment(state, *span) for span in spans] for spans in writers], meta)
     checkpoint = Checkpoint.open(path)
-    assert checkpoint.meta == meta
+    named = {name: ["exp_avg", "exp_avg_sq"] for name, shape in shapes.items() if prod(shape)}
+    assert checkpoint.meta == replace(meta, state_kinds={name: named[name] for name in shapes if name in named})
+    assert checkpoint.verify() == []
     empty = {key: torch.full_like(tensor, torch.nan) for key, tensor in state.items()}
     for span in (span for spans in readers for span in spans):
         checkpoint.fill(fragment(empty, *span))  # a view: filling it fills `empty`
@@ -147,7 +151,8 @@ def test_special_values_survive_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_safetensors_own_loader_reads_a_shard(folder: Path, state: State) -> None:
-    tensors = load_file(shard(folder, 0))
+    tensors = load_file(shard(folder, 0)) | load_file(shard(folder, 0, "state"))
+    assert torch.equal(tensors["param|0|embed.weight"], state["param", "embed.weight"][:7])
     assert torch.equal(tensors["exp_avg|0|embed.weight"], state["exp_avg", "embed.weight"][:7])
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
@@ -175,21 +180,37 @@ def test_a_truncated_shard_is_refused_with_the_file_and_both_sizes(folder: Path)
 
 def test_a_missing_shard_is_refused_with_the_file_name(folder: Path) -> None:
     shard(folder, 1).unlink()
-    with pytest.raises(DataError, match=r"shard_00001-of-00002\.safetensors: COMPLETE promises \d+ bytes, found None"):
+    with pytest.raises(
+        DataError, match=r"shard_00001-of-00002\.param\.safetensors: COMPLETE promises \d+ bytes, found None"
+    ):
         Checkpoint.open(folder)
 
 
+def promise(folder: Path, **changes: Any) -> None:
+    """Rewrite the marker with other promises; None takes one away."""
+    promises = json.loads((folder / COMPLETE).read_text()) | changes
+    (folder / COMPLETE).write_text(json.dumps({name: facts for name, facts in promises.items() if facts is not None}))
+
+
 def replace_file(folder: Path, file: Path, content: bytes) -> None:
-    """Put other content in a checkpoint so that its size is the promised one."""
+    """Put other content in a checkpoint so that its size and hash are the promised ones, as an attacker would."""
     file.write_bytes(content)
-    sizes = json.loads((folder / COMPLETE).read_text()) | {file.name: len(content)}
-    (folder / COMPLETE).write_text(json.dumps(sizes))
+    promise(folder, **{file.name: {"bytes": len(content), "xxh3_128": marker.content_hash(file)}})
 
 
 def test_another_format_version_is_refused_with_both_versions(folder: Path) -> None:
-    raw = json.loads((folder / META).read_text()) | {"format_version": 2}
+    raw = json.loads((folder / META).read_text()) | {"format_version": 3}
     replace_file(folder, folder / META, json.dumps(raw).encode())
-    with pytest.raises(DataError, match=r"meta\.json: format_version is 2, this version of cpt reads 1"):
+    with pytest.raises(
+        DataError, match=r"meta\.json: format_version is 3, this version of cpt reads 2; export it with"
+    ):
+        Checkpoint.open(folder)
+
+
+def test_a_checkpoint_of_the_first_version_is_refused_by_its_version(folder: Path) -> None:
+    sizes = {name: (folder / name).stat().st_size for name in json.loads((folder / COMPLETE).read_text())}
+    (folder / COMPLETE).write_text(json.dumps(sizes))  # it promised sizes alone
+    with pytest.raises(DataError, match="COMPLETE: format_version is 1, this version of cpt reads 2"):
         Checkpoint.open(folder)
 
 
@@ -199,12 +220,38 @@ def test_another_format_version_is_refused_with_both_versions(folder: Path) -> N
         (b'{"step": 7, "tok', "not readable JSON"),
         (b"\xff\xfe{}", "not readable JSON"),
         (b"[1, 2]", "must hold a JSON object, found list"),
-        (b'{"format_version": 1, "step": 7}', "fields .*parameter_shapes.* are missing or unknown"),
+        (b"[" * 100_000, "not readable JSON"),
+        (b'{"format_version": 2, "step": 7}', "fields .*parameter_shapes.* are missing or unknown"),
     ],
 )
 def test_a_damaged_meta_file_is_refused_by_name(folder: Path, content: bytes, reason: str) -> None:
     replace_file(folder, folder / META, content)
     with pytest.raises(DataError, match=rf"meta\.json: {reason}"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"parameter_shapes": [1]}, "parameter_shapes must hold a list for each parameter"),
+        ({"parameter_shapes": {"w": [-1]}}, "steps, tokens and shapes must be whole numbers from 0"),
+        ({"step": "7"}, "steps, tokens and shapes must be whole numbers from 0"),
+        ({"state_kinds": {"w": [1]}}, "state_kinds must hold words"),
+    ],
+)
+def test_meta_values_of_another_type_are_refused(folder: Path, changes: dict[str, Any], reason: str) -> None:
+    raw = json.loads((folder / META).read_text()) | changes
+    replace_file(folder, folder / META, json.dumps(raw).encode())
+    with pytest.raises(DataError, match=rf"meta\.json: {reason}"):
+        Checkpoint.open(folder)
+
+
+def test_meta_that_was_edited_is_refused_at_once(folder: Path) -> None:
+    raw = json.loads((folder / META).read_text())
+    (folder / META).write_text(json.dumps(raw).replace('"step": 7', '"step": 8'))
+    with pytest.raises(
+        DataError, match=r"meta\.json: its content is damaged: COMPLETE promises xxh3_128 \w{32}, found"
+    ):
         Checkpoint.open(folder)
 
 
@@ -214,33 +261,119 @@ def test_a_damaged_completion_marker_is_refused_by_name(folder: Path) -> None:
         Checkpoint.open(folder)
 
 
-def test_a_completion_marker_cannot_point_outside_its_folder(folder: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "secret.safetensors"
-    shutil.copy(shard(folder), outside)
-    sizes = json.loads((folder / COMPLETE).read_text()) | {f"../../{outside.name}": outside.stat().st_size}
-    (folder / COMPLETE).write_text(json.dumps(sizes))
-    with pytest.raises(DataError, match=rf"{folder / outside.name}: COMPLETE promises"):
+@pytest.mark.parametrize(
+    "name", ["../../secret.safetensors", "/etc/passwd", "shard_00000-of-00002.safetensors", "a.pkl"]
+)
+def test_a_completion_marker_cannot_promise_what_is_no_file_of_a_checkpoint(folder: Path, name: str) -> None:
+    promise(folder, **{name: {"bytes": 1, "xxh3_128": "0" * 32}})
+    with pytest.raises(DataError, match=rf"COMPLETE: promises '{name}', which is no file of a checkpoint"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"bytes": 1}, {"bytes": -1, "xxh3_128": "0" * 32}, "12", {"bytes": 1, "xxh3_128": "x"}]
+)
+def test_a_promise_without_size_or_hash_is_refused(folder: Path, facts: Any) -> None:
+    promise(folder, **{META: facts})
+    with pytest.raises(DataError, match=r"COMPLETE: says .* of meta\.json, not its bytes and xxh3_128"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"shard_00001-of-00002.param.safetensors": None}, "names 4 files of 2 ranks, some are missing or too many"),
+        ({"shard_00001-of-00002.state.safetensors": None}, "names 4 files of 2 ranks, some are missing or too many"),
+        ({META: None}, "names 4 files of 2 ranks"),
+        (
+            {
+                "shard_00001-of-00002.param.safetensors": None,
+                "shard_00002-of-00002.param.safetensors": {"bytes": 8, "xxh3_128": "0" * 32},
+            },
+            r"does not name \['shard_00001-of-00002\.param\.safetensors'\]",
+        ),
+        (
+            {"shard_00000-of-00001.param.safetensors": {"bytes": 8, "xxh3_128": "0" * 32}},
+            "names shards of 2 saves, not of one",
+        ),
+    ],
+)
+def test_a_set_of_shards_that_is_not_whole_is_refused(folder: Path, changes: dict[str, Any], reason: str) -> None:
+    promise(folder, **changes)
+    with pytest.raises(DataError, match=f"COMPLETE: {reason}"):
+        Checkpoint.open(folder)
+
+
+def test_extra_bytes_are_refused_in_the_file_and_between_its_tensors(folder: Path) -> None:
+    content = shard(folder).read_bytes()
+    shard(folder).write_bytes(content + b"....")
+    with pytest.raises(DataError, match=rf"COMPLETE promises {len(content)} bytes, found {len(content) + 4}"):
+        Checkpoint.open(folder)
+    replace_file(folder, shard(folder), content + b"....")
+    with pytest.raises(DataError, match=r"param\.safetensors: not a readable safetensors file"):
         Checkpoint.open(folder)
 
 
 def test_a_pickle_renamed_to_a_shard_is_refused_and_not_opened(folder: Path, tmp_path: Path) -> None:
     torch.save({"param|0|embed.weight": torch.zeros(15)}, tmp_path / "weights.pt")
     replace_file(folder, shard(folder), (tmp_path / "weights.pt").read_bytes())
-    with pytest.raises(DataError, match=r"shard_00000-of-00002\.safetensors: not a readable safetensors file"):
+    with pytest.raises(DataError, match=r"shard_00000-of-00002\.param\.safetensors: not a readable safetensors file"):
         Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.bin", "a.pkl", "shard_00000-of-00001.param.safetensors"])
+def test_weights_and_pickles_that_do_not_belong_into_the_folder_are_refused(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"\x80\x04N.")
+    with pytest.raises(DataError, match=rf"{name}: COMPLETE promises no such file, .* move it out"):
+        Checkpoint.open(folder)
+
+
+def test_a_note_beside_the_shards_does_no_harm(folder: Path) -> None:
+    (folder / "README.md").write_text("the good one")
+    (folder / ".nfs0001").write_text("")
+    assert Checkpoint.open(folder).verify() == []
+
+
+@pytest.mark.parametrize(("claimed", "size"), [(2**60, 64), (2**63 + 9, 64), (9, 16), (0, 4)])
+def test_a_header_length_beyond_the_file_is_refused_in_numbers(folder: Path, claimed: int, size: int) -> None:
+    replace_file(folder, shard(folder), claimed.to_bytes(8, "little")[: min(size, 8)].ljust(size, b" "))
+    with pytest.raises(DataError, match=rf"its header claims {claimed} bytes of a file of {size}"):
+        Checkpoint.open(folder)
+
+
+def test_a_header_cut_short_is_refused(folder: Path) -> None:
+    content = shard(folder).read_bytes()
+    replace_file(folder, shard(folder), content[:60])
+    with pytest.raises(DataError, match="its header claims"):
+        Checkpoint.open(folder)
+
+
+def test_shapes_made_up_in_meta_take_no_memory(folder: Path) -> None:
+    raw = json.loads((folder / META).read_text())
+    raw["parameter_shapes"]["embed.weight"] = [2**40, 2**20]
+    replace_file(folder, folder / META, json.dumps(raw).encode())
+    with pytest.raises(DataError, match=r"of param embed\.weight are not in it"):
+        Checkpoint.open(folder).read("embed.weight")
 
 
 @pytest.mark.parametrize("key", ["model.embed.weight", "param|x|embed.weight", "param|0"])
 def test_a_safetensors_file_of_another_program_is_refused_by_name(folder: Path, tmp_path: Path, key: str) -> None:
     save_file({key: torch.zeros(15)}, tmp_path / "other.safetensors")
     replace_file(folder, shard(folder), (tmp_path / "other.safetensors").read_bytes())
-    with pytest.raises(DataError, match=r"shard_00000-of-00002\.safetensors: tensor .* is no fragment"):
+    with pytest.raises(DataError, match=r"shard_00000-of-00002\.param\.safetensors: tensor .* is no fragment"):
+        Checkpoint.open(folder)
+
+
+def test_a_fragment_that_is_not_fp32_is_refused(folder: Path, tmp_path: Path) -> None:
+    save_file({"param|0|embed.weight": torch.zeros(15, dtype=torch.bfloat16)}, tmp_path / "other.safetensors")
+    replace_file(folder, shard(folder), (tmp_path / "other.safetensors").read_bytes())
+    with pytest.raises(DataError, match=r"of type BF16 and shape \[15\] is no fragment"):
         Checkpoint.open(folder)
 
 
 def test_a_shard_filled_with_noise_is_refused_by_name(folder: Path) -> None:
     replace_file(folder, shard(folder), bytes(range(256)) * 4)
-    with pytest.raises(DataError, match=r"shard_00000-of-00002\.safetensors: not a readable safetensors file"):
+    with pytest.raises(DataError, match=r"shard_00000-of-00002\.param\.safetensors: not a readable safetensors file"):
         Checkpoint.open(folder)
 
 
@@ -291,19 +424,47 @@ def test_no_checkpoint_at_all_is_an_answer_too(tmp_path: Path) -> None:
 def test_too_little_free_space_is_told_in_numbers_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meta = replace(meta_of({"w": [2**28]}), step=3)  # 2**28 parameters x 3 values x 4 bytes = 3 GiB
-    monkeypatch.setattr(portable.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 2**30))
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 2**30))
     old = tmp_path / step_name(3)
     old.mkdir()
     (old / "shard").write_text("of an interrupted save of the same step")
-    with pytest.raises(OSError, match=r"step_00000003: a checkpoint needs 3\.06 GiB but 2\.00 GiB are free"):
-        start_checkpoint(old, meta)
+    with pytest.raises(
+        OSError, match=r"step_00000003: a checkpoint needs 3\.03 GiB but 2\.00 GiB are free; older ones"
+    ):
+        start_checkpoint(old, 3 * 2**30)
     assert not list(tmp_path.iterdir())  # what an interrupted save had left is gone: its space counts as free
 
 
-def test_starting_a_checkpoint_clears_what_an_interrupted_save_left(folder: Path) -> None:
-    start_checkpoint(folder, meta_of(SHAPES))
+def test_starting_a_checkpoint_clears_what_interrupted_saves_left_and_nothing_else(folder: Path) -> None:
+    cut_short, damaged = (folder.parent / step_name(step) for step in (3, 5))
+    for left in (cut_short, damaged):
+        left.mkdir()
+    (damaged / "DAMAGED").write_text("{}")
+    (folder.parent / "notes").mkdir()
+    start_checkpoint(folder.parent / step_name(9), 1000)
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, step_name(9), damaged.name, "notes"}
+    start_checkpoint(folder, 1000)
     assert list(folder.iterdir()) == []
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(1, 5), st.integers(1, 200), st.booleans())
+def test_the_predicted_size_is_the_size_on_disk(
+    tmp_path_factory: pytest.TempPathFactory, world_size: int, rows: int, muon: bool
+) -> None:
+    shapes = {"embed.weight": [rows, 7], "norm.weight": [3]}
+    state, meta = random_state(shapes), meta_of(shapes)
+    parts = even_parts(state, shapes, world_size)
+    if muon:
+        parts = [
+            [Fragment(f.name, f.start, {"param": f.state["param"], "buf": f.state["exp_avg"]}) for f in p]
+            for p in parts
+        ]
+    predicted = sum(predicted_bytes(part, None if rank else meta) for rank, part in enumerate(parts))
+    folder = write(tmp_path_factory.mktemp("any") / step_name(7), parts, meta)
+    found = sum(path.stat().st_size for path in folder.iterdir())
+    small = sum((folder / name).stat().st_size for name in (META, COMPLETE))
+    assert abs(predicted - found) <= 0.05 * small  # the shards exactly, the two small files nearly
 
 
 def test_deletion_takes_the_marker_first_so_that_a_cut_leaves_nothing_that_looks_complete(
@@ -312,9 +473,127 @@ def test_deletion_takes_the_marker_first_so_that_a_cut_leaves_nothing_that_looks
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(portable.shutil, "rmtree", killed)
+    monkeypatch.setattr(marker.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         delete_checkpoint(folder)
     assert shard(folder).exists()
     with pytest.raises(DataError, match="incomplete"):
         Checkpoint.open(folder)
+
+
+def muon_fragments() -> list[Fragment]:
+    matrix = Fragment("w", 0, {"param": torch.ones(4), "momentum_buffer": torch.full((4,), 2.0)})
+    return [
+        matrix,
+        Fragment("norm", 0, {"param": torch.zeros(2), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}),
+    ]
+
+
+def test_every_parameter_may_have_its_own_kinds_of_state(tmp_path: Path) -> None:
+    folder = write(tmp_path / step_name(1), [muon_fragments()], meta_of({"w": [2, 2], "norm": [2]}))
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.meta.state_kinds == {"w": ["momentum_buffer"], "norm": ["exp_avg", "exp_avg_sq"]}
+    assert checkpoint.kinds["w"] == ("param", "momentum_buffer") and checkpoint.verify() == []
+    assert checkpoint.read("w", "momentum_buffer").tolist() == [[2.0, 2.0], [2.0, 2.0]]
+
+
+def test_state_of_another_optimizer_is_refused_by_what_is_there(tmp_path: Path) -> None:
+    folder = write(tmp_path / step_name(1), [muon_fragments()], meta_of({"w": [2, 2], "norm": [2]}))
+    wanted = Fragment("w", 0, {kind: torch.zeros(4) for kind in STATE_KINDS})
+    rule = (
+        "holds param, momentum_buffer of w, not exp_avg: it was saved with another optimizer; put train.optimizer back"
+    )
+    with pytest.raises(DataError, match=rule):
+        Checkpoint.open(folder).fill(wanted)
+
+
+def test_a_checkpoint_reduced_to_weights_still_gives_them_and_refuses_the_rest(folder: Path, state: State) -> None:
+    reduce_to_weights(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [COMPLETE, META, shard(folder).name, shard(folder, 1).name]
+    checkpoint = Checkpoint.open(folder)
+    assert not checkpoint.is_full and checkpoint.verify() == []
+    for name, tensor in checkpoint.tensors():
+        assert torch.equal(tensor.flatten(), state["param", name])
+    with pytest.raises(DataError, match=r"holds weights alone, not exp_avg of norm\.weight; .*model\.init_from"):
+        checkpoint.fill(fragment(state, "norm.weight", 0, 3))
+
+
+@pytest.mark.parametrize("cut_at", range(6))
+def test_a_reduction_killed_at_any_moment_leaves_a_checkpoint_and_is_finished_by_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cut_at: int
+) -> None:
+    acts = 0
+
+    def killed_at(real: Any) -> Any:
+        def act(*arguments: Any, **options: Any) -> Any:
+            nonlocal acts
+            acts += 1
+            if acts > cut_at:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        return act
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", killed_at(os.fsync))
+        patch.setattr("os.replace", killed_at(os.replace))
+        patch.setattr(Path, "unlink", killed_at(Path.unlink))
+        with contextlib.suppress(KeyboardInterrupt):
+            reduce_to_weights(folder)
+    assert Checkpoint.open(folder).verify() == []
+    reduce_to_weights(folder)
+    assert not list(folder.glob("*.state.*")) and is_usable(folder)
+
+
+def test_damaged_content_is_found_by_the_reader_that_the_file_falls_to(folder: Path) -> None:
+    for name in [path.name for path in folder.iterdir() if path.name != COMPLETE]:
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before[:-3] + bytes([before[-3] ^ 1]) + before[-2:])
+        if name == META:
+            assert not is_usable(folder)
+        else:
+            checkpoint = Checkpoint.open(folder)
+            by_reader = [checkpoint.verify(rank=rank, world_size=3) for rank in range(3)]
+            (found,) = [text for texts in by_reader for text in texts]
+            assert f"{name}: its content is damaged" in found
+        (folder / name).write_bytes(before)
+    assert Checkpoint.open(folder).verify() == []
+
+
+def test_whole_weights_are_read_against_their_hash_without_reading_the_optimizers_state(folder: Path) -> None:
+    for part, kind, other in (("state", "param", "exp_avg"), ("param", "exp_avg", "param")):
+        content = shard(folder, 1, part).read_bytes()
+        shard(folder, 1, part).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        list(Checkpoint.open(folder).tensors(kind))
+        with pytest.raises(DataError, match=rf"00001-of-00002\.{part}\.safetensors: its content is damaged"):
+            list(Checkpoint.open(folder).tensors(other))
+        shard(folder, 1, part).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [[("w", 0, 4)], [("w", 0, 6), ("w", 5, 9)], [("w", 0, 9), ("x", 0, 2)]],
+    ids=["hole", "overlap", "stranger"],
+)
+def test_fragments_that_do_not_hold_every_element_once_are_no_sound_checkpoint(
+    tmp_path: Path, spans: list[tuple[str, int, int]]
+) -> None:
+    state = random_state({"w": [9], "x": [2]})
+    folder = write(tmp_path / step_name(1), [[fragment(state, *span) for span in spans]], meta_of({"w": [9]}))
+    assert any("every element of exp_avg w once" in text or "of x" in text for text in Checkpoint.open(folder).verify())
+
+
+def test_a_checkpoint_set_aside_as_damaged_is_none_any_more(folder: Path) -> None:
+    set_aside(folder)
+    with pytest.raises(DataError, match="its content was found to be damaged at an earlier start"):
+        read_marker(folder)
+    with pytest.raises(DataError, match="none of its checkpoints can be used"):
+        latest_complete(folder.parent)
+
+
+def test_the_newest_full_checkpoint_is_passed_over_for_no_newer_weights(tmp_path: Path, state: State) -> None:
+    for step in (5, 10):
+        write(tmp_path / step_name(step), even_parts(state, SHAPES, 2), meta_of(SHAPES, step))
+    reduce_to_weights(tmp_path / step_name(10))
+    checkpoint, skipped = latest_complete(tmp_path)
+    assert checkpoint is not None and checkpoint.meta.step == 5 and "holds weights alone" in skipped[0]

@@ -60,7 +60,7 @@ def rows_of(stores: Mapping[str, TokenReader]) -> dict[str, Rows]:
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     pairs = [(vars(a), vars(b)) for a, b in zip(first, second, strict=True)]
-    return all(torch.equal(a[name], b[name]) for a, b in pairs for name in a)
+    return all(torch.equal(a[name], b[name]) for a, b in pairs for name in a if a[name] is not None)
 
 
 def directly(plan: Plan, stores: Mapping[str, TokenReader], step: int, shape: tuple[int, int, int]) -> list[list[int]]:
@@ -184,3 +184,88 @@ def test_closing_in_the_middle_of_reading_waits_for_the_thread() -> None:
     gate.set()
     closing.join(timeout=5)
     assert not closing.is_alive()
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_any_number_of_threads_gives_the_same_batches_in_the_same_order(
+    parts: tuple[Plan, dict[str, CountingStore]], threads: int
+) -> None:
+    plan, stores = parts
+    delays = iter(np.random.default_rng(1).random(10_000))
+    shape = {"rank": 0, "world_size": 1, "micro_batch_size": 3}
+
+    def slowly(store: CountingStore) -> None:
+        fast = store.read
+        store.read = lambda a, b: (time.sleep(next(delays) / 1000), fast(a, b))[1]  # type: ignore[method-assign]
+
+    with Loader(plan, rows_of(stores), **shape) as one:
+        expected = [one.step(step) for step in (*range(6), 3)]
+    for store in stores.values():
+        slowly(store)
+    with Loader(plan, rows_of(stores), **shape, threads=threads) as many:
+        assert all(same(many.step(step), batches) for step, batches in zip((*range(6), 3), expected, strict=True))
+
+
+def test_ranks_that_share_rows_read_the_same_ones_and_hold_their_part(
+    parts: tuple[Plan, dict[str, CountingStore]],
+) -> None:
+    plan, stores = parts
+
+    def rows(rank: int, world_size: int, shared: int) -> list[torch.Tensor]:
+        place = {"rank": rank, "world_size": world_size, "sequence_parallel": shared}
+        with Loader(plan, rows_of(stores), **place, micro_batch_size=2) as loader:
+            return [batch.input_ids_BT for batch in loader.step(5)]
+
+    for reader in range(2):
+        parts_of = [rows(2 * reader + part, 4, 2) for part in range(2)]
+        whole = [torch.cat(pair, dim=1) for pair in zip(*parts_of, strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(whole, rows(reader, 2, 1), strict=True))
+
+
+def staged() -> tuple[Plan, dict[str, CountingStore], dict[tuple[str, int], Rows]]:
+    """Five steps of 12 rows of 8 tokens, then five of 3 rows of 32."""
+    _, stores = make_plan()
+    sources = [
+        PlanSource(
+            name,
+            "general" if name == "web" else "domain",
+            concat_num_rows(store.num_tokens, SEQ_LEN),
+            store.num_tokens,
+            name,
+            rows_by_length=((32, concat_num_rows(store.num_tokens, 32)),),
+        )
+        for name, store in stores.items()
+    ]
+    wishes = [StageWish(5 * 96, 0.3), StageWish(5 * 96, 0.5, seq_len=32)]
+    plan, _ = build_plan(sources, wishes, seed=1, seq_len=SEQ_LEN, global_batch_rows=12, max_epochs=9)
+    rows = {(name, n): concat_rows(store, n) for name, store in stores.items() for n in (SEQ_LEN, 32)}
+    return plan, stores, rows
+
+
+def test_a_stage_of_longer_rows_has_fewer_of_them_in_a_step_and_in_a_micro_batch() -> None:
+    plan, stores, rows = staged()
+    with Loader(plan, rows, rank=0, world_size=1, micro_batch_size=4, threads=3) as loader:
+        assert [batch.input_ids_BT.shape for batch in loader.step(4)] == [(4, 8)] * 3
+        assert [batch.input_ids_BT.shape for batch in loader.step(5)] == [(1, 32)] * 3
+        for step in (9, 4, 5, 6):
+            wanted = locate(plan, rows_of_rank(plan, step, rank=0, world_size=1, micro_batch_size=12).ravel())
+            seq_len = 8 if step < 5 else 32
+            expected = [
+                concat_row(stores[plan.sources[i].name], row, seq_len).input_ids.tolist()
+                for i, row in zip(wanted.source_index.tolist(), wanted.row_in_source.tolist(), strict=True)
+            ]
+            assert torch.cat([batch.input_ids_BT for batch in loader.step(step)]).tolist() == expected
+            held = [row for rows in loader.global_rows(step) for row in rows]
+            assert held == list(range(plan.rows_before(step), plan.rows_before(step + 1)))
+
+
+def test_rows_of_a_length_that_nobody_opened_are_named_with_their_length() -> None:
+    plan, stores, _ = staged()
+    with pytest.raises(DataError, match="source 'web' of the plan has no store with rows of 32 tokens"):
+        Loader(plan, rows_of(stores), rank=0, world_size=1, micro_batch_size=1)
+
+
+def test_a_micro_batch_that_does_not_divide_a_later_stage_is_refused_at_once() -> None:
+    plan, _, rows = staged()
+    with pytest.raises(DataError, match="a step of 3 rows of 32 tokens cannot be split over world_size 2"):
+        Loader(plan, rows, rank=0, world_size=2, micro_batch_size=1)

@@ -223,7 +223,7 @@ def test_a_trillion_tokens_are_addressed_without_overflow() -> None:
     assert at.epoch.tolist() == [s[name] // size for s, name, size in zip(seen, names, sizes, strict=True)]
     assert ((at.row_in_source >= 0) & (at.row_in_source < sizes)).all()
     assert sum(seen[0].values()) == 2**60 - 1
-    keys = [keyed(5, 2, int(sampler._tables(plan).source_keys[i]), e) for i, e, _ in triples(at)]
+    keys = [keyed(5, 2, int(sampler._tables(plan).source_keys[0][i]), e) for i, e, _ in triples(at)]
     expected = [permuted(s[n] % size, size, key) for s, n, size, key in zip(seen, names, sizes, keys, strict=True)]
     assert at.row_in_source.tolist() == expected
 

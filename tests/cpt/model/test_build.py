@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cpt.config import ConfigError, ModelSection
-from cpt.model.build import Needs, build_model, load_tensors, named_tensors, read_model_config
+from cpt.model.build import Needs, build_model, load_tensors, named_tensors
+from cpt.model.model_config import read_model_config
 
 TINY: dict[str, Any] = {
     "model_type": "llama",

@@ -6,6 +6,7 @@ import itertools
 import sys
 import types
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cpt.config import ConfigError
-from cpt.data.batch import Batch
-from cpt.model import kernels
+from cpt.data.batch import Batch, packed_layout
+from cpt.model import attention, document_runs, kernels
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -113,10 +114,17 @@ def reference_varlen_attn(
     return out
 
 
-@pytest.fixture(params=["sdpa", "varlen"])
+@pytest.fixture(params=["sdpa", "sdpa-masked", "varlen", "flex"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """On a CPU sdpa means runs of documents; -masked is what other devices use."""
     monkeypatch.setattr(kernels, "load_varlen_attn", lambda: reference_varlen_attn)
-    return str(request.param)
+    if request.param == "sdpa-masked":
+        monkeypatch.setattr(document_runs, "mask_with_runs", document_runs.document_mask)
+    else:
+        monkeypatch.setattr(document_runs, "RUN_TOKENS", 9)  # rows of 24 tokens have several runs
+    if request.param == "flex" and request.node.originalname.startswith(("test_gradients", "test_borders")):
+        pytest.skip("FlexAttention has no backward pass on a CPU")
+    return str(request.param).removesuffix("-masked")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -190,22 +198,48 @@ def test_borders_survive_gradient_checkpointing(backend: str) -> None:
 
 def test_rows_of_one_document_each_run_without_a_mask() -> None:
     model = build("llama")
-    assert kernels.ATTENTION_BACKENDS["sdpa"].inputs(model, pack([[24], [24]]), None) == {}
-    assert "attention_mask" in kernels.ATTENTION_BACKENDS["sdpa"].inputs(model, pack(LENGTHS), None)
+    assert kernels.ATTENTION_BACKENDS["sdpa"].inputs(model, pack([[24], [24]])) == {}
+    assert "attention_mask" in kernels.ATTENTION_BACKENDS["sdpa"].inputs(model, pack(LENGTHS))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_cpu_every_layer_attends_run_by_run(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_seen = []
+    real = document_runs._attend_row
+    monkeypatch.setattr(document_runs, "_attend_row", lambda row, *rest: rows_seen.append(row) or real(row, *rest))
+    with torch.no_grad():
+        kernels.forward_logits(build(family), pack(LENGTHS), "sdpa")
+    assert len(rows_seen) == 2 * len(LENGTHS)
+
+
+def test_a_family_that_makes_its_own_mask_from_ours_is_exact_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = build("llama"), pack(LENGTHS)
+    real = attention.sdpa_inputs
+
+    def copied(*arguments: Any) -> dict[str, Any]:
+        return {name: mask.clone() for name, mask in real(*arguments).items()}
+
+    expected = kernels.forward_logits(model, batch, "sdpa")
+    other = dataclasses.replace(kernels.ATTENTION_BACKENDS["sdpa"], inputs=copied)
+    monkeypatch.setitem(kernels.ATTENTION_BACKENDS, "sdpa", other)
+    monkeypatch.setattr(document_runs, "_attend_row", None)  # not come to
+    torch.testing.assert_close(kernels.forward_logits(model, batch, "sdpa"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_layout_of_the_worked_example() -> None:
-    layout = kernels.packed_layout(torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1]]))
+    layout = packed_layout(torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1]]))
     assert layout.cu_seqlens.tolist() == [0, 3, 4, 6, 8]
     assert layout.cu_seqlens.dtype == torch.int32
     assert (layout.max_length, layout.one_document_per_row) == (3, False)
-    assert kernels.packed_layout(torch.zeros(2, 4, dtype=torch.int64)).one_document_per_row
+    assert packed_layout(torch.zeros(2, 4, dtype=torch.int64)).one_document_per_row
 
 
 def test_a_layout_computed_beforehand_gives_the_same_logits(backend: str) -> None:
     model, batch = build("llama", backend), pack(LENGTHS)
     with torch.no_grad():
-        with_layout = kernels.forward_logits(model, batch, backend, layout=kernels.packed_layout(batch.segments_BT))
+        with_layout = kernels.forward_logits(
+            model, dataclasses.replace(batch, layout=packed_layout(batch.segments_BT)), backend
+        )
         assert torch.equal(with_layout, kernels.forward_logits(model, batch, backend))
 
 
@@ -217,7 +251,7 @@ def test_verify_packing_accepts_an_exact_model(family: str, backend: str) -> Non
 
 
 def test_verify_packing_refuses_a_model_whose_documents_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    leaky = dataclasses.replace(kernels.ATTENTION_BACKENDS["sdpa"], inputs=lambda model, batch, layout: {})
+    leaky = dataclasses.replace(kernels.ATTENTION_BACKENDS["sdpa"], inputs=lambda model, batch: {})
     monkeypatch.setitem(kernels.ATTENTION_BACKENDS, "sdpa", leaky)
     model = build("gpt2")
     monkeypatch.setattr(model, "forward", ignoring_positions(model.forward))
@@ -229,22 +263,49 @@ def ignoring_positions(forward: Callable[..., Any]) -> Callable[..., Any]:
     return lambda position_ids, **kwargs: forward(**kwargs)
 
 
-def test_auto_takes_sdpa_on_a_cpu_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        assert kernels.resolve_backend("auto", device=CPU, dtype=torch.float32) == "sdpa"
-    assert "attention back-end: sdpa; not flash_attn" in caplog.text
+def test_auto_takes_sdpa_on_a_cpu_and_says_why() -> None:
+    choice = kernels.resolve_backend("auto", device=CPU, dtype=torch.float32)
+    faster = "flash_attn_3, flash_attn_4, flash_attn, varlen, flex"
+    assert choice == kernels.Choice("sdpa", f"{faster}: it runs on CUDA only, and this run uses cpu")
 
 
 def test_auto_prefers_the_kernels_on_cuda_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "load_varlen_attn", lambda: reference_varlen_attn)
-    hide_flash_attn(monkeypatch)
-    assert kernels.resolve_backend("auto", device="cuda", dtype=torch.bfloat16) == "varlen"
-    assert kernels.resolve_backend("auto", device="cuda", dtype=torch.float32) == "sdpa"
+    install(monkeypatch)
+    half = kernels.resolve_backend("auto", device="cuda", dtype=torch.bfloat16)
+    assert half.name == "varlen"
+    assert "flash_attn_3: the flash-attn-3 package is not installed: build it" in half.passed_over
+    assert kernels.resolve_backend("auto", device="cuda", dtype=torch.float32).name == "sdpa"
 
 
-def hide_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flash_attn" else find_spec(name))
+@pytest.mark.parametrize(
+    ("distributions", "capability", "chosen"),
+    [
+        (("flash-attn", "flash-attn-3", "flash-attn-4"), (9, 0), "flash_attn_3"),
+        (("flash-attn", "flash-attn-3", "flash-attn-4"), (10, 0), "flash_attn_4"),
+        (("flash-attn", "flash-attn-3", "flash-attn-4"), (8, 0), "flash_attn"),
+        (("flash-attn-4",), (8, 0), "varlen"),
+        (("flash-attn",), (9, 0), "flash_attn"),
+    ],
+)
+def test_auto_takes_the_package_that_suits_the_gpu(
+    distributions: tuple[str, ...], capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "load_varlen_attn", lambda: reference_varlen_attn)
+    install(monkeypatch, *distributions)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert kernels.resolve_backend("auto", device="cuda", dtype=torch.bfloat16).name == chosen
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *distributions: str) -> None:
+    """Only these flash packages, by the names of their distributions."""
+
+    def version(name: str) -> str:
+        if name not in distributions:
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(kernels, "version", version)
 
 
 @pytest.mark.parametrize(
@@ -253,13 +314,22 @@ def hide_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
         ("flash_attn", "cuda", torch.bfloat16, "pip install flash-attn"),
         ("varlen", "cpu", torch.bfloat16, "CUDA only, and this run uses cpu"),
         ("varlen", "cuda", torch.float32, "bf16 or fp16 only, and this run uses torch.float32"),
-        ("flex", "cpu", torch.float32, "must be one of auto, flash_attn, varlen, sdpa"),
+        ("flash_attn_3", "cuda", torch.bfloat16, "build it from the folder hopper"),
+        ("flash_attn_4", "cuda", torch.bfloat16, "pip install flash-attn-4"),
+        ("flash_attn_4", "cpu", torch.bfloat16, "CUDA only, and this run uses cpu"),
+        ("flex", "cpu", torch.float32, "CUDA only, and this run uses cpu"),
+        (
+            "flash",
+            "cpu",
+            torch.float32,
+            "must be one of auto, flash_attn_3, flash_attn_4, flash_attn, varlen, flex, sdpa",
+        ),
     ],
 )
 def test_a_back_end_that_cannot_run_says_what_is_missing(
     name: str, device: str, dtype: torch.dtype, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hide_flash_attn(monkeypatch)
+    install(monkeypatch)
     with pytest.raises(ConfigError, match=said):
         kernels.resolve_backend(name, device=device, dtype=dtype)
 
@@ -275,7 +345,7 @@ def test_an_older_varlen_signature_counts_as_absent(monkeypatch: pytest.MonkeyPa
     old.varlen_attn = lambda query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False: query  # type: ignore[attr-defined]
     old.__spec__ = importlib.util.find_spec("json")
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", old)
-    assert kernels.load_varlen_attn() is None
+    assert attention.load_varlen_attn() is None
 
 
 @pytest.mark.parametrize(

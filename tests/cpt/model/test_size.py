@@ -1,10 +1,12 @@
 """The closed forms of cpt.model.size against built models, the library's defaults and hand-computed values."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cpt.model import size
@@ -51,7 +53,10 @@ def test_an_unknown_family_has_no_closed_form_but_flops_from_a_count() -> None:
     assert size.flops_per_token(config, 4) is None
     assert size.flops_per_token(config, 4, num_params=100) == 600 + 12 * 2 * 8 * 4
     assert size.flops_per_token({"model_type": "other"}, 4, num_params=100) == 600
-    assert size.activation_bytes(config, seq_len=4, micro_batch_size=1, precision="fp32") is None
+    assert size.exact_flops(config) is None
+    assert size.exact_flops(config, matmul_weights=100) == size.Flops(600, 0)  # no heads are named
+    heads = config | {"num_attention_heads": 4}
+    assert size.exact_flops(heads, matmul_weights=100) == size.Flops(600, 12 * 2 * 8)
 
 
 def test_flops_of_the_worked_example_by_hand() -> None:
@@ -76,57 +81,39 @@ def test_a_position_table_costs_no_flops() -> None:
     assert size.flops_per_token(short, 8) == size.flops_per_token(short | {"n_positions": 80}, 8)
 
 
-@pytest.mark.parametrize(
-    ("stage", "precision", "expected"),
-    [
-        (0, "fp32", (400, 400, 0, 800)),
-        (0, "bf16", (200, 200, 400, 800)),
-        (1, "fp32", (400, 400, 100, 200)),
-        (1, "bf16", (200, 200, 100, 200)),
-        (2, "bf16", (200, 50, 100, 200)),
-        (3, "bf16", (50, 50, 100, 200)),
-    ],
-)
-def test_memory_of_a_hundred_parameters_on_four_ranks(
-    stage: size.ZeroStage, precision: size.Precision, expected: tuple[int, ...]
-) -> None:
-    memory = size.training_memory_bytes(100, zero_stage=stage, world_size=4, precision=precision, activations=7)
-    assert (memory.weights, memory.gradients, memory.master_weights, memory.adam_moments) == expected
-    assert memory.total == sum(expected) + 7
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(map(str, config.values())))
+def test_exact_flops_are_those_that_torch_counts_in_the_built_model(config: dict[str, object]) -> None:
+    """Eager attention computes the whole square of every row, so there every token attends to all T of its row."""
+    rows, length = 2, 12
+    model: Any = build(config)
+    model.set_attn_implementation("eager")
+    ids = torch.arange(rows * length).remainder(96).view(rows, length)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    flops = size.exact_flops(config)
+    assert flops is not None
+    assert counter.get_total_flops() == flops.of(tokens=rows * length, pairs=rows * length * length)
 
 
-def test_the_activation_estimate_is_near_what_autograd_keeps() -> None:
-    config = {"model_type": "llama", **GATED, "hidden_size": 64, "intermediate_size": 160}
-    model = build(config)
-    owned = {weight.data_ptr() for weight in model.parameters()}
-    kept: dict[int, int] = {}
+def test_the_announced_figure_and_the_exact_one_differ_as_they_say() -> None:
+    config = {"model_type": "llama", **GATED}
+    exact, announced, length = size.exact_flops(config), size.flops_per_token(config, 64), 64
+    assert exact is not None and announced is not None
+    norms = 6 * (2 * 3 + 1) * 16  # counted by the announced figure alone
+    assert announced - norms == exact.per_token + length * exact.per_pair
 
-    def record(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in owned:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
-    ids = torch.arange(2 * 64).remainder(96).view(2, 64)
-    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        logits = model(input_ids=ids, use_cache=False).logits
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
-    estimate = size.activation_bytes(config, seq_len=64, micro_batch_size=2, precision="fp32")
-    assert estimate is not None
-    assert 0.6 < estimate / sum(kept.values()) < 1.6
+def test_windows_are_told_layer_by_layer() -> None:
+    assert size.layer_windows({"num_hidden_layers": 2}) == (None, None)
+    assert size.layer_windows({"num_hidden_layers": 2, "sliding_window": 8}) == (8, 8)
+    assert size.layer_windows({"num_hidden_layers": 1, "sliding_window": 8, "use_sliding_window": False}) == (None,)
+    kinds = ["full_attention", "sliding_attention"]
+    assert size.layer_windows({"num_hidden_layers": 2, "sliding_window": 8, "layer_types": kinds}) == (None, 8)
 
 
 @pytest.mark.parametrize(("number", "shown"), [(0, "0"), (999, "999"), (1_234_567, "1.23 M"), (2e12, "2 T")])
 def test_counts_are_shown_with_three_digits(number: float, shown: str) -> None:
     assert size.render_count(number) == shown
-
-
-def test_the_summary_names_parameters_flops_and_memory_parts() -> None:
-    memory = size.training_memory_bytes(10**9, zero_stage=1, world_size=2, precision="bf16", activations=10**9)
-    text = size.render_size(10**9, 6 * 10**9, memory)
-    assert "1 G (1,000,000,000)" in text
-    assert "6 G" in text
-    assert "11 GB estimated = weights 2 GB + gradients 2 GB + fp32 masters 2 GB + Adam moments 4 GB" in text
-    assert "unknown" in size.render_size(10, None, memory)
 
 
 @pytest.mark.parametrize(

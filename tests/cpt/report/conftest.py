@@ -116,7 +116,9 @@ def _metrics_line(story: Story, step: int) -> dict[str, Any]:
     return {
         "step": step, "tokens_seen": tokens, "loss": sum(losses.values()) / len(losses), "loss_by_source": losses,
         "tokens_by_source": {"prose": prose, "python": tokens - prose}, "lr": lr, "grad_norm": 0.8, "mfu": 0.31,
-        "tokens_per_second": 9000 + 900 * wobble, "step_seconds": 0.45, "data_seconds": 0.002, "memory_bytes": 1.4e9,
+        "tokens_per_second": 9000 + 900 * wobble, "step_seconds": 0.45, "memory_bytes": 1.4e9,
+        "steps": 1, "tokens_per_second_overall": 7000 + 900 * wobble, "flops_per_second": 3.1e14,
+        "phase_seconds": {"data": 0.002, "forward": 0.15, "backward": 0.25, "optimizer": 0.03, "evaluation": 0.018},
         "time": START_TIME + step,
     }  # fmt: skip
 

@@ -142,3 +142,19 @@ def test_a_hundred_thousand_lines_are_read_in_a_few_seconds(tmp_path: Path) -> N
     start = time.perf_counter()
     assert len(collect_run(tmp_path).metrics) == 100_000
     assert time.perf_counter() - start < 10  # about 0.7 s on an idle core
+
+
+def test_the_pause_before_an_extension_is_not_counted_and_the_end_it_had_before_is_none(make_run: RunWriter) -> None:
+    paths = RunDir(make_run(steps=3))
+    paths.metrics.write_text("")
+    story = [(0, "start", 0), (50, "finish", 2), (1050, "extended", 2), (1070, "resume", 2), (1080, "eval", 2)]
+
+    def tell(*more: tuple[int, str, int]) -> None:
+        lines = [json.dumps({"time": at, "step": step, "event": kind}) + "\n" for at, kind, step in (*story, *more)]
+        paths.events.write_text("".join(lines))
+
+    tell()
+    run = collect_run(paths.root)
+    assert run.wall_seconds == 60 and not run.finished
+    tell((1090, "finish", 3))
+    assert collect_run(paths.root).finished

@@ -161,3 +161,12 @@ def test_a_recommendation_that_is_broken_lost_or_another_ones_is_a_warning(
     paths.recommendation.unlink()
     run = collect_run(paths.root)
     assert any("recommendation.json is missing" in text for text in run.warnings) and run.recommendation is None
+
+
+def test_an_extended_run_is_held_to_its_promise_at_the_end_it_had_first(promised: Callable[..., Path]) -> None:
+    root = promised()
+    raw = yaml.safe_load(RunDir(root).config.read_text())
+    past = {"until_step": 100, "tokens": TOKENS // 2, "peak_lr": 1e-3, "schedule": {"name": "constant"}}
+    RunDir(root).config.write_text(yaml.safe_dump({**raw, "train": {**raw["train"], "past": [past]}}))
+    finals = {point.step for kept in compare(summary(root)) for point in kept.points if point.final}
+    assert finals == {100}

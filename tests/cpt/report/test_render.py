@@ -55,7 +55,7 @@ def test_three_runs_make_one_small_page_that_needs_no_network(three_runs: list[P
     assert len(html) < 2_000_000
     assert not re.search(r"https?:|//[a-z]|@import|src=", html)
     tags = tags_of(html)
-    assert tags.count("svg") == 7 and "script" not in tags
+    assert tags.count("svg") == 9 and "script" not in tags
     assert (
         html.index("kept general forgetting")
         < html.index("<svg")

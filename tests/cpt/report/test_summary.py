@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -5,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cpt.report.collect import collect_run
-from cpt.report.summary import Overview, nats, overview, scaled, signed, tokens_text
-from cpt.report.tables import duration, percent
+from cpt.report.figures import time_split
+from cpt.report.summary import Overview, nats, overview, scaled, signed, summarise, tokens_text
+from cpt.report.tables import duration, percent, runs_table
 
 RunWriter = Callable[..., Path]
 
@@ -99,3 +101,35 @@ def test_numbers_are_written_with_their_unit() -> None:
     assert [duration(value) for value in (0.0341, 12.52, 200, 18_420, 183_600, math.nan)] == [
         "0.034 s", "12.5 s", "3 min 20 s", "5 h 07 min", "2 d 03 h", "\u2013",
     ]  # fmt: skip
+
+
+def test_the_time_of_a_run_is_split_by_phase_with_what_the_end_added(make_run: RunWriter) -> None:
+    root = make_run(steps=10)
+    with (root / "events.jsonl").open("a") as events:
+        events.write(
+            json.dumps({"time": 1.0, "step": 10, "event": "finish", "phase_seconds": {"evaluation": 2.0}}) + "\n"
+        )
+    item = summarise(collect_run(root), "a")
+    expected = {"data": 0.02, "forward": 1.5, "backward": 2.5, "optimizer": 0.3, "evaluation": 0.18 + 2.0}
+    loop = 10 * 0.45 - 0.02 - 1.5 - 2.5 - 0.3
+    assert item.seconds_by_phase == pytest.approx(expected | {"loop": loop})
+    assert sum(item.share_by_phase.values()) == pytest.approx(1.0)
+    assert item.share_by_phase["forward"] == pytest.approx(1.5 / (4.5 + 2.18))
+
+
+def test_a_run_that_did_not_measure_phases_has_no_split(make_run: RunWriter) -> None:
+    root = make_run(steps=4)
+    lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    (root / "metrics.jsonl").write_text("".join(json.dumps({**line, "phase_seconds": None}) + "\n" for line in lines))
+    item = summarise(collect_run(root), "a")
+    assert item.seconds_by_phase == {} and item.share_by_phase == {}
+    assert time_split([item]) is None
+
+
+def test_the_split_is_drawn_and_told_in_the_table(make_run: RunWriter) -> None:
+    found = view(make_run(steps=10))
+    chart = time_split(found.summaries)
+    assert chart is not None and "backward" in chart.svg and "53." in chart.svg
+    cells = {row.cells[0]: row.cells[1:] for row in runs_table(found).rows}
+    assert cells["Forward"] == ("32.1% (1.5 s)",) and cells["Waiting for data"] == ("0.4% (0.020 s)",)
+    assert cells.keys() >= {"Backward", "Optimizer", "Evaluations", "The loop itself"}

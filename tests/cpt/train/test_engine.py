@@ -5,28 +5,41 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from cpt.checkpoint.portable import Fragment
+from cpt.train.deepspeed_config import EngineSpec
 from cpt.train.engine import (
     Engine,
-    EngineSpec,
     Topology,
     _free_port,
-    deepspeed_config,
+    check_machine,
     start_process_group,
     stop_process_group,
 )
 from cpt.train.guard import NonFiniteError
-from cpt.train.optim import build_adamw
+from cpt.train.optim import OptimizerSpec, build_optimizer
 
 ROOT = Path(__file__).resolve().parents[3]
 STAGES = (0, 1, 2, 3)
-HANDOVERS = [(saved, loaded) for saved in STAGES for loaded in STAGES if saved != loaded]
+# under ZeRO 3 small parameters are kept whole on every rank; here all are small, so that has to be told off too
+EVERY_ONE_CUT = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+PLACES: dict[str, dict[str, Any]] = {
+    "0": {"stage": 0},
+    "1": {"stage": 1},
+    "2": {"stage": 2},
+    "3": {"stage": 3},
+    "3 all cut": {"stage": 3, "extra": EVERY_ONE_CUT},
+    "1 on the host": {"stage": 1, "offload": "cpu"},
+    "2 on the host": {"stage": 2, "offload": "cpu"},
+    "3 on the host": {"stage": 3, "offload": "cpu"},
+}
+HANDOVERS = [(saved, loaded) for saved in PLACES for loaded in PLACES if saved != loaded]
 State = list[tuple[str, int, dict[str, torch.Tensor]]]
 
 
@@ -37,19 +50,22 @@ def topology() -> Iterator[Topology]:
 
 
 def tiny_model(seed: int = 0) -> torch.nn.Module:
+    """Tied embeddings, uneven sizes, and gains of two elements, fewer than there are ranks."""
     torch.manual_seed(seed)
-    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1}
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 41, "num_hidden_layers": 1, "head_dim": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    return Qwen3ForCausalLM(Qwen3Config(**sizes, **heads, tie_word_embeddings=True))
 
 
-def build(topology: Topology, stage: int, precision: str = "fp32", *, accumulate: int = 1, seed: int = 0) -> Engine:
-    model = tiny_model(seed)
-    optimizer = build_adamw(model, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
-    spec = EngineSpec(
-        stage, precision, 4 // (accumulate * topology.world_size), accumulate, max_grad_norm=1.0, extra={}
-    )
-    return Engine(model, optimizer, spec=spec, topology=topology)
+def build(
+    topology: Topology, stage: int, precision: str = "fp32", *, seed: int = 0, optimizer: str = "adamw", **fields: Any
+) -> Engine:
+    """``fields``: of the EngineSpec, and ``accumulate``."""
+    model, accumulate = tiny_model(seed), fields.pop("accumulate", 1)
+    micro = 4 // (accumulate * topology.world_size)
+    spec = EngineSpec(stage, precision, micro, accumulate, max_grad_norm=1.0, **fields)
+    how = OptimizerSpec(optimizer, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    return Engine(model, build_optimizer(model, how), spec=spec, topology=topology)
 
 
 def rows(step: int) -> torch.Tensor:
@@ -78,11 +94,10 @@ def copied(engine: Engine) -> State:
 
 def whole(state: State, shapes: dict[str, tuple[int, ...]]) -> dict[tuple[str, str], torch.Tensor]:
     """Every parameter's flat state, assembled from fragments; NaN where nothing was given."""
-    kinds = ("param", "exp_avg", "exp_avg_sq")
     flat = {
-        (kind, name): torch.full((torch.Size(shape).numel(),), torch.nan)
-        for name, shape in shapes.items()
-        for kind in kinds
+        (kind, name): torch.full((torch.Size(shapes[name]).numel(),), torch.nan)
+        for name, _, tensors in state
+        for kind in tensors
     }
     for name, start, tensors in state:
         for kind, tensor in tensors.items():
@@ -101,11 +116,13 @@ def restore(engine: Engine, state: State, shapes: dict[str, tuple[int, ...]], st
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("place", PLACES)
 def test_fragments_hold_every_element_once_and_restoring_them_repeats_the_run_bit_for_bit(
-    topology: Topology, stage: int, precision: str
+    topology: Topology, place: str, optimizer: str, precision: str
 ) -> None:
-    engine = build(topology, stage, precision)
+    how: dict[str, Any] = {**PLACES[place], "precision": precision, "optimizer": optimizer}
+    engine = build(topology, **how)
     shapes = {name: tuple(p.shape) for name, p in tiny_model().named_parameters()}
     assert engine.parameter_shapes() == shapes
     losses(engine, range(2))
@@ -117,31 +134,32 @@ def test_fragments_hold_every_element_once_and_restoring_them_repeats_the_run_bi
     assert not any(tensor.isnan().any() for tensor in whole(state, shapes).values())
     assert all(tensor.dtype == torch.float32 for _, _, tensors in state for tensor in tensors.values())
     expected = losses(engine, range(2, 5))
-    again = build(topology, stage, precision, seed=1)  # other weights: all must come from the fragments
+    again = build(topology, **how, seed=1)  # other weights: all must come from the fragments
     restore(again, state, shapes, steps)
     assert losses(again, range(2, 5)) == expected
     assert again.optimizer_steps == 5
     assert expected[-1] != expected[0]
 
 
-@pytest.fixture(scope="module")
-def trained(topology: Topology) -> dict[int, tuple[State, list[float]]]:
-    """By ZeRO stage: the fp32 state after two steps, and the loss of the third and the fourth."""
+@pytest.fixture(scope="module", params=["adamw", "muon"])
+def trained(topology: Topology, request: pytest.FixtureRequest) -> tuple[str, dict[str, tuple[State, list[float]]]]:
+    """By place: the fp32 state after two steps, and the loss of the third and the fourth."""
     found = {}
-    for stage in STAGES:
-        engine = build(topology, stage)
+    for place, how in PLACES.items():
+        engine = build(topology, **how, optimizer=request.param)
         losses(engine, range(2))
         state = copied(engine)
-        found[stage] = (state, losses(engine, range(2, 4)))
-    return found
+        found[place] = (state, losses(engine, range(2, 4)))
+    return request.param, found
 
 
 @pytest.mark.parametrize(("saved", "loaded"), HANDOVERS)
-def test_state_of_one_zero_stage_continues_under_another(
-    topology: Topology, trained: dict[int, tuple[State, list[float]]], saved: int, loaded: int
+def test_state_of_one_zero_stage_and_offload_continues_under_another(
+    topology: Topology, trained: tuple[str, dict[str, tuple[State, list[float]]]], saved: str, loaded: str
 ) -> None:
-    state, expected = trained[saved]
-    engine = build(topology, loaded, seed=1)
+    optimizer, found = trained
+    state, expected = found[saved]
+    engine = build(topology, **PLACES[loaded], optimizer=optimizer, seed=1)
     restore(engine, state, engine.parameter_shapes(), 2)
     assert losses(engine, range(2, 4)) == pytest.approx(expected, rel=1e-6)
 
@@ -196,123 +214,148 @@ def test_replicated_state_is_shared_out_over_any_number_of_ranks(topology: Topol
         assert held[name] == list(range(torch.Size(shape).numel()))
 
 
-TWO_RANKS = """
+SEVERAL_RANKS = """
 import sys, torch.distributed as dist
 from cpt.failures import leave
 sys.path.insert(0, sys.argv[1])
-from test_engine import STAGES, build, copied, losses, restore, start_process_group, stop_process_group, whole
+from test_engine import PLACES, build, copied, losses, restore, start_process_group, stop_process_group, whole
 
 topology = start_process_group()
-for stage in STAGES:
-    engine = build(topology, stage)
-    mine = losses(engine, [0, 1])
-    held, taken = [None, None], [None, None]
-    dist.all_gather_object(held, copied(engine))
-    sizes = [sum(tensors["param"].numel() for _, _, tensors in part) for part in held]
-    flat = whole(held[0] + held[1], engine.parameter_shapes())
-    assert min(sizes) > 0 and sum(sizes) == sum(t.numel() for (kind, _), t in flat.items() if kind == "param"), sizes
-    assert not any(tensor.isnan().any() for tensor in flat.values())
-    other = build(topology, (stage + 2) % 4, seed=1)
-    restore(other, held[0] + held[1], engine.parameter_shapes(), 2)
-    dist.all_gather_object(taken, mine + losses(other, [2, 3]))
-    if topology.rank == 0:
-        print("LOSSES", *map(sum, zip(*taken)), flush=True)
+world, every = topology.world_size, list(PLACES.values())
+places = every if world == 2 else every[1:5:3] + every[6:7]
+for optimizer, chosen in (("adamw", places), ("muon", places[-3:])):
+    for how, next_how in zip(chosen, chosen[1:] + chosen[:1]):
+        engine = build(topology, **how, optimizer=optimizer)
+        mine = losses(engine, [0, 1])
+        held, taken = [None] * world, [None] * world
+        dist.all_gather_object(held, copied(engine))
+        sizes = [sum(tensors["param"].numel() for _, _, tensors in part) for part in held]
+        flat = whole(sum(held, []), engine.parameter_shapes())
+        assert sum(sizes) == sum(t.numel() for (kind, _), t in flat.items() if kind == "param"), sizes
+        assert min(sizes) > 0 and not any(tensor.isnan().any() for tensor in flat.values())
+        other = build(topology, **next_how, optimizer=optimizer, seed=1)
+        restore(other, sum(held, []), engine.parameter_shapes(), 2)
+        dist.all_gather_object(taken, mine + losses(other, [2, 3]))
+        if topology.rank == 0:
+            print("LOSSES", optimizer, *map(sum, zip(*taken)), flush=True)
 stop_process_group()
 leave(0)  # as the product does: the interpreter's shutdown aborts now and then while gloo's threads live
 """
 
 
-def test_two_ranks_share_the_state_under_every_stage_and_train_like_one(topology: Topology) -> None:
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TWO_RANKS, str(Path(__file__).parent)]
+def run_ranks(program: str, world_size: int) -> list[str]:
+    """What each rank printed."""
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(
-            command,
+            [sys.executable, "-c", program, str(Path(__file__).parent)],
             cwd=ROOT,
-            env={**os.environ, **shared, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in (0, 1)
+        for rank in range(world_size)
     ]
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
-    alone = losses(build(topology, 0), range(4))
-    found = [list(map(float, line.split()[1:])) for line in outputs[0].splitlines() if line.startswith("LOSSES")]
-    assert len(found) == len(STAGES)
-    for together in found:
-        assert together == pytest.approx(alone, rel=1e-6)
+    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(outputs)
+    return outputs
 
 
-def spec(stage: int, precision: str, micro: int, accumulate: int, **extra: object) -> EngineSpec:
-    return EngineSpec(stage, precision, micro, accumulate, max_grad_norm=1.0, extra=extra)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_state_wherever_it_is_kept_and_train_like_one(topology: Topology, world_size: int) -> None:
+    output = run_ranks(SEVERAL_RANKS, world_size)[0]
+    alone = {name: losses(build(topology, 0, optimizer=name), range(4)) for name in ("adamw", "muon")}
+    found = [line.split()[1:] for line in output.splitlines() if line.startswith("LOSSES")]
+    assert len(found) == (len(PLACES) + 3 if world_size == 2 else 6)
+    for optimizer, *together in found:
+        assert list(map(float, together)) == pytest.approx(alone[optimizer], rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("given", "world_size", "derived"),
-    [
-        (
-            spec(0, "fp32", 4, 1),
-            1,
-            {
-                "train_micro_batch_size_per_gpu": 4,
-                "gradient_accumulation_steps": 1,
-                "train_batch_size": 4,
-                "gradient_clipping": 0.0,
-                "zero_optimization": {"stage": 0},
-            },
-        ),
-        (
-            spec(2, "bf16", 2, 4),
-            8,
-            {
-                "train_micro_batch_size_per_gpu": 2,
-                "gradient_accumulation_steps": 4,
-                "train_batch_size": 64,
-                "gradient_clipping": 1.0,
-                "zero_optimization": {"stage": 2},
-                "bf16": {"enabled": True},
-                "data_types": {"grad_accum_dtype": "fp32"},
-            },
-        ),
-        (
-            spec(3, "bf16", 1, 2, zero_optimization={"overlap_comm": True}, wall_clock_breakdown=True),
-            512,
-            {
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 2,
-                "train_batch_size": 1024,
-                "gradient_clipping": 1.0,
-                "zero_optimization": {"stage": 3, "overlap_comm": True},
-                "bf16": {"enabled": True},
-                "data_types": {"grad_accum_dtype": "fp32"},
-                "wall_clock_breakdown": True,
-            },
-        ),
-    ],
-    ids=["one process", "one host of 8", "64 hosts of 8"],
-)
-def test_the_deepspeed_dictionary_is_derived(given: EngineSpec, world_size: int, derived: dict[str, object]) -> None:
-    always = {
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "communication_data_type": "fp32",
-        "steps_per_print": None,
-    }
-    assert deepspeed_config(given, world_size=world_size) == always | derived
+SHARDED_AT_ONCE = """
+import sys, resource, torch
+from cpt.failures import leave
+sys.path.insert(0, sys.argv[1])
+from test_engine import *
+import contextlib
+from cpt.train.engine import shard_parameters
+from cpt.train.one_by_one import empty_parameters
+
+topology = start_process_group()
+how = OptimizerSpec("adamw", weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+spec = EngineSpec(3, "fp32", 2, 1, max_grad_norm=1.0, extra=EVERY_ONE_CUT)
+with empty_parameters() if topology.rank else contextlib.nullcontext():
+    model = tiny_model(seed=topology.rank)
+shard_parameters(model, spec, topology)
+engine = Engine(model, build_optimizer(model, how), spec=spec, topology=topology)
+assert losses(engine, range(3)) == losses(build(topology, 3, extra=EVERY_ONE_CUT), range(3))
+assert {name: b.dtype for name, b in model.named_buffers()} == {n: b.dtype for n, b in tiny_model().named_buffers()}
 
 
-def test_bf16_without_sharding_keeps_fp32_weights_under_autocast() -> None:
-    config = deepspeed_config(spec(0, "bf16", 1, 1), world_size=1)
-    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"} and "bf16" not in config
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_extra_keys_are_merged_deeply_and_win() -> None:
-    given = spec(1, "fp32", 1, 1, zero_optimization={"reduce_bucket_size": 5}, gradient_clipping=0.5)
-    config = deepspeed_config(given, world_size=1)
-    assert config["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 5} and config["gradient_clipping"] == 0.5
-    assert given.extra["zero_optimization"] == {"reduce_bucket_size": 5}  # the user's own mapping is left alone
+class Big(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(1024, 1024, bias=False) for _ in range(96))
+
+
+whole = 96 * 1024 * 1024 * 4
+with empty_parameters():  # as in a resumed run, where each rank reads its own part from the checkpoint
+    before, model = peak(), Big()
+    shard_parameters(model, spec, topology)
+print("SHARE", (peak() - before) / whole, flush=True)
+stop_process_group()
+leave(0)
+"""
+
+
+def test_a_model_is_cut_up_as_it_is_built_and_no_rank_ever_holds_a_whole_copy() -> None:
+    for output in run_ranks(SHARDED_AT_ONCE, 2):
+        (share,) = (float(line.split()[1]) for line in output.splitlines() if line.startswith("SHARE"))
+        assert 0.4 < share < 0.8
+
+
+def compiled_io() -> bool:
+    """Whether DeepSpeed's async_io is here already: to compile it takes minutes."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    return any(Path(get_default_build_root()).glob("*/async_io/async_io.so"))
+
+
+@pytest.mark.skipif(not compiled_io(), reason="DeepSpeed's async_io extension has not been compiled on this machine")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_state_swapped_to_files_trains_saves_and_resumes_like_state_in_memory(
+    topology: Topology, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model(seed: int = 0) -> torch.nn.Module:  # groups under a megabyte are never swapped
+        torch.manual_seed(seed)
+        sizes = {"vocab_size": 61, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
+        return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=16))
+
+    monkeypatch.setattr(sys.modules[__name__], "tiny_model", model)
+    check_machine(EngineSpec(3, "fp32", 1, 1, 1.0, offload="nvme", nvme_dir=tmp_path), topology)
+    expected_engine = build(topology, 3, optimizer=optimizer)
+    engine = build(topology, 3, optimizer=optimizer, offload="nvme", nvme_dir=tmp_path)
+    assert losses(engine, range(2)) == losses(expected_engine, range(2))
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.swp")) > 2**20
+    state, expected = copied(engine), losses(expected_engine, range(2, 4))
+    assert losses(engine, range(2, 4)) == expected
+    for where in ({"stage": 0}, {"stage": 3, "offload": "nvme", "nvme_dir": tmp_path / "again"}):
+        again = build(topology, **where, optimizer=optimizer, seed=1)
+        restore(again, state, again.parameter_shapes(), 2)
+        assert losses(again, range(2, 4)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_a_machine_lacks_is_said_before_the_start(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match=r"quantized_communication packs weights with GPU kernels"):
+        check_machine(EngineSpec(3, "fp32", 1, 1, 1.0, quantized_communication=True), topology)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(RuntimeError, match=r"this machine lacks g\+\+, ninja.*or use deepspeed.offload=cpu"):
+        check_machine(EngineSpec(3, "fp32", 1, 1, 1.0, offload="nvme", nvme_dir=Path("/nvme")), topology)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

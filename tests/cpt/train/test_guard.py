@@ -1,13 +1,19 @@
-"""Signals become a flag that all ranks agree on, and a loss that is not a number is refused by name."""
+"""Requests to stop become a flag that all ranks agree on; a step with a loss or norm that must not be is refused by name."""
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from cpt.train.guard import STOP_SIGNALS, NonFiniteError, StopFlag, check_finite
+from cpt.train.guard import STOP_SIGNALS, BadStep, Guard, NonFiniteError, StopFlag, check_finite
+from cpt.train.spikes import SpikeDetector
+from cpt.train.stepinfo import StepInfo
 
 
 @pytest.fixture
@@ -24,13 +30,13 @@ def flag() -> Iterator[StopFlag]:
 def test_a_real_signal_raises_the_flag_and_does_not_end_the_process(flag: StopFlag, number: signal.Signals) -> None:
     assert not flag.is_raised
     os.kill(os.getpid(), number)
-    assert flag.is_raised and flag.signal_name == number.name
+    assert flag.is_raised and flag.reason == number.name
 
 
 def test_repeats_of_a_signal_are_one_request(flag: StopFlag) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):  # what a launcher sends within a second
         os.kill(os.getpid(), number)
-    assert flag.signal_name == "SIGINT"
+    assert flag.reason == "SIGINT"
 
 
 def test_a_signal_after_the_grace_time_kills_as_usual(flag: StopFlag, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +69,80 @@ def test_a_loss_that_is_no_number_is_refused_with_its_source_and_step(loss: floa
 def test_every_bad_source_is_named() -> None:
     with pytest.raises(NonFiniteError, match="general, medical"):
         check_finite(iter([("general", float("nan")), ("law", 1.0), ("medical", float("inf"))]), step=1)
+
+
+def test_a_stop_file_raises_the_flag_and_goes_away_when_it_is_obeyed(tmp_path: Path) -> None:
+    flag, file = StopFlag(), tmp_path / "STOP"
+    flag.LOOK_SECONDS = 0.0
+    flag.also_at(file=file)
+    assert not flag.is_raised
+    file.touch()
+    assert flag.is_raised and flag.reason == "stop file"
+    flag.obey()
+    assert not file.exists() and flag.is_raised
+    flag.obey()  # a person may have removed it
+
+
+def test_the_stop_file_is_looked_for_only_now_and_then(tmp_path: Path) -> None:
+    flag = StopFlag()
+    flag.also_at(file=tmp_path / "STOP")
+    assert not flag.is_raised
+    (tmp_path / "STOP").touch()
+    assert not flag.is_raised  # half a second has not passed
+
+
+def test_a_time_limit_leaves_room_for_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    flag = StopFlag()
+    flag.also_at(limit_seconds=3600.0)
+    flag.save_seconds = 600.0
+    now[0] += 2999.0
+    assert not flag.is_raised
+    now[0] += 2.0
+    assert flag.is_raised and flag.reason == "time limit"
+    now[0] += 5.0
+    assert flag.seconds_ago == 5.0
+
+
+def test_signals_are_heard_before_torch_is_loaded() -> None:
+    program = "import sys; from cpt.train.guard import StopFlag; StopFlag().install(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def judge(*, settled: bool = True) -> Guard:
+    guard = Guard(SpikeDetector(8.0, 10), settled=lambda step: settled)
+    for step in range(1, 41):
+        guard.accept(StepInfo(step, 0, {"web": 200.0, "law": 100.0}, {"web": 100, "law": 50}, 0.1, 1.0, 1.0, {}))
+    return guard
+
+
+def test_a_step_like_those_before_it_passes() -> None:
+    judge().check_losses(41, {"web": 201.0, "law": 99.0}, {"web": 100, "law": 50})
+    judge().check_norm(41, 1.5)
+
+
+def test_a_spike_is_refused_with_its_source_its_value_and_its_limit() -> None:
+    with pytest.raises(BadStep, match=r"step 41: the loss of law is 5, usually 2 \(limit 2\.") as caught:
+        judge().check_losses(41, {"web": 200.0, "law": 250.0}, {"web": 100, "law": 50})
+    assert list(caught.value.limits) == ["law"] and 2.0 < caught.value.limits["law"] < 3.0
+    with pytest.raises(BadStep, match="the gradient norm is 40, usually 1 ") as caught:
+        judge().check_norm(41, 40.0)
+    assert caught.value.limits == {}
+
+
+def test_where_the_rate_rises_or_a_stage_begins_the_limits_are_wider() -> None:
+    law = {"web": 200.0, "law": 120.0}  # 2.4 nats instead of 2: over the limit of 2.26, under that of 2.51
+    with pytest.raises(BadStep):
+        judge().check_losses(41, law, {"web": 100, "law": 50})
+    judge(settled=False).check_losses(41, law, {"web": 100, "law": 50})
+
+
+def test_a_value_that_is_not_finite_is_refused_without_any_history() -> None:
+    guard = Guard(SpikeDetector(None, 10))
+    with pytest.raises(NonFiniteError, match="step 1: the loss of law is not finite") as caught:
+        guard.check_losses(1, {"web": 1.0, "law": float("nan")}, {"web": 1, "law": 1})
+    assert caught.value.limits == {"law": float("inf")}
+    with pytest.raises(NonFiniteError, match="step 3: the gradient is not finite"):
+        guard.check_norm(3, float("inf"))

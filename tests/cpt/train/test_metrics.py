@@ -9,6 +9,7 @@ import pytest
 
 from cpt.train.hooks import Hook
 from cpt.train.metrics import ConsoleSink, JsonlSink, MetricsHook, Throughput
+from cpt.train.phases import PHASES
 from cpt.train.stepinfo import StepInfo
 
 
@@ -26,26 +27,29 @@ class Kept:
         self.closed = True
 
 
-def step_info(step: int, *, sums: dict[str, float], counted: dict[str, int], **changed: float) -> StepInfo:
-    values = {"lr": 1e-3 * step, "grad_norm": 0.5, "step_seconds": 2.0, "data_seconds": 0.25} | changed
+def step_info(step: int, *, sums: dict[str, float], counted: dict[str, int], **changed: Any) -> StepInfo:
+    values = {"lr": 1e-3 * step, "grad_norm": 0.5, "step_seconds": 2.0, "seconds": {"data": 0.25}} | changed
     return StepInfo(step, step * 100, sums, counted, **values)
 
 
-def hook(*sinks: Any, every: int = 2, peak_flops: float | None = None) -> MetricsHook:
-    throughput = Throughput(tokens_per_step=100, flops_per_token=6.0, peak_flops=peak_flops)
-    return MetricsHook(list(sinks), every, throughput, lambda step: {"a": step * 75, "b": step * 25})
+def hook(*sinks: Any, every: int = 2, peak_flops: float | None = None, **changed: Any) -> MetricsHook:
+    throughput = Throughput(100, flops_per_token=6.0, flops_per_pair=2.0, peak_flops=peak_flops, num_devices=2)
+    return MetricsHook(list(sinks), every, throughput, lambda step: {"a": step * 75, "b": step * 25}, **changed)
 
 
 def test_a_windows_record_equals_the_hand_computation() -> None:
     kept = Kept()
-    metrics = hook(kept, peak_flops=3000.0)
-    metrics(step_info(1, sums={"a": 30.0, "b": 10.0}, counted={"a": 10, "b": 2}, step_seconds=1.0))
+    metrics = hook(kept, peak_flops=3000.0, clock=iter([100.0, 108.0]).__next__)
+    pairs = {"attended_pairs": 300}
+    metrics(step_info(1, sums={"a": 30.0, "b": 10.0}, counted={"a": 10, "b": 2}, step_seconds=1.0, **pairs))
     assert kept.records == []
-    metrics(step_info(2, sums={"a": 60.0, "b": 0.0}, counted={"a": 20, "b": 0}, step_seconds=3.0, data_seconds=0.75))
+    second = {"data": 0.75, "evaluation": 4.0}  # the evaluation after step 1, which is no part of any step
+    metrics(step_info(2, sums={"a": 60.0, "b": 0.0}, counted={"a": 20, "b": 0}, step_seconds=3.0, seconds=second))
     (record,) = kept.records
-    shown = {key: record[key] for key in record.keys() - {"memory_bytes", "time"}}
+    shown = {key: record[key] for key in record.keys() - {"memory_bytes", "memory", "time"}}
     assert shown == {
         "step": 2,
+        "steps": 2,
         "tokens_seen": 200,
         "loss": 100.0 / 32,
         "loss_by_source": {"a": 3.0, "b": 5.0},
@@ -53,11 +57,24 @@ def test_a_windows_record_equals_the_hand_computation() -> None:
         "lr": 2e-3,
         "grad_norm": 0.5,
         "tokens_per_second": 200 / 4.0,
-        "mfu": 50.0 * 6.0 / 3000.0,
+        "tokens_per_second_per_device": 200 / 4.0 / 2,
+        "tokens_per_second_overall": 200 / 8.0,
+        "flops_per_second": (200 * 6.0 + 300 * 2.0) / 4.0,
+        "mfu": (200 * 6.0 + 300 * 2.0) / 4.0 / 3000.0,
         "step_seconds": 2.0,
-        "data_seconds": 0.5,
+        "phase_seconds": dict.fromkeys(PHASES, 0.0) | {"data": 0.5, "evaluation": 2.0},
     }
     assert record["memory_bytes"] > 2**20 and record["time"] > 1.7e9
+    assert 2**20 < record["memory"]["host"] <= record["memory"]["host_peak"]
+
+
+def test_a_window_counts_the_time_since_the_one_before() -> None:
+    kept = Kept()
+    metrics = hook(kept, every=1, clock=iter([0.0, 2.0, 12.0]).__next__)
+    for step in (1, 2):
+        metrics(step_info(step, sums={"a": 1.0}, counted={"a": 1}))
+    assert [record["tokens_per_second_overall"] for record in kept.records] == [100 / 2.0, 100 / 10.0]
+    assert [record["tokens_per_second"] for record in kept.records] == [50.0, 50.0]
 
 
 def test_windows_do_not_leak_into_each_other() -> None:

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from cpt.train.optim import build_adamw, parameter_groups
+from cpt.train.optim import OptimizerSpec, build_optimizer, parameter_groups
+
+ADAMW = OptimizerSpec("adamw", weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
 
 
 class Tiny(nn.Module):
@@ -18,7 +20,7 @@ class Tiny(nn.Module):
 
 def test_groups_hold_every_parameter_exactly_once_tied_ones_too() -> None:
     model = Tiny()
-    held = [id(parameter) for group in parameter_groups(model, weight_decay=0.1) for parameter in group["params"]]  # type: ignore[attr-defined]
+    held = [id(parameter) for group in parameter_groups(model, ADAMW) for parameter in group["params"]]  # type: ignore[attr-defined]
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
 
 
@@ -26,7 +28,7 @@ def test_matrices_and_embeddings_decay_but_norms_and_biases_do_not() -> None:
     model = Tiny()
     decay = {
         id(parameter): group["weight_decay"]
-        for group in parameter_groups(model, weight_decay=0.1)
+        for group in parameter_groups(model, ADAMW)
         for parameter in group["params"]  # type: ignore[attr-defined]
     }
     named = {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
@@ -43,7 +45,7 @@ def test_frozen_parameters_are_in_no_group_and_empty_groups_are_left_out() -> No
     model = Tiny()
     for vector in (model.norm.weight, model.norm.bias, model.linear.bias):
         vector.requires_grad_(False)
-    (group,) = parameter_groups(model, weight_decay=0.1)
+    (group,) = parameter_groups(model, ADAMW)
     assert group["weight_decay"] == 0.1 and len(group["params"]) == 2  # type: ignore[arg-type]
 
 
@@ -51,7 +53,7 @@ def test_one_step_is_adamw_by_hand() -> None:
     model = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         model.weight.fill_(1.0)
-    optimizer = build_adamw(model, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = build_optimizer(model, ADAMW)
     assert [group["lr"] for group in optimizer.param_groups] == [0.0]  # the trainer states every rate
     optimizer.param_groups[0]["lr"] = 0.01
     model.weight.grad = torch.full((2, 2), 0.5)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from cpt.run_fields import TrainSection
 from cpt.schedule_fields import Schedule
-from cpt.train.schedules import DECAYS, SCHEDULES, build_schedule
+from cpt.train.schedules import DECAYS, SCHEDULES, build_schedule, learning_rates, rate_segments
 
 PEAK = 3e-4
 PHASES = {"warmup_steps": 10, "cooldown_steps": 600, "constant_steps": 250}
@@ -181,3 +182,51 @@ def test_any_legal_schedule_gives_a_multiplier_between_0_and_1_at_every_update(
     curve = scale(total, **fields)
     for update in range(1, total + 1):
         assert -1e-12 <= curve(update) <= 1.0 + 1e-12, (fields, total, update)
+
+
+def extended_run(past: list[dict[str, object]], **now: object) -> TrainSection:
+    """10 tokens a step."""
+    fields = {"tokens": 1500, "global_batch_tokens": 10, "micro_batch_size": 1, "peak_lr": 0.5, **now}
+    return TrainSection.model_validate({**fields, "past": past})
+
+
+COSINE = {"name": "rewarm_cosine", "warmup_steps": 10}
+
+
+def test_an_extended_run_keeps_its_old_rates_and_warms_up_from_where_it_ended() -> None:
+    past = {"until_step": 100, "tokens": 1000, "peak_lr": 0.5, "schedule": COSINE}
+    train = extended_run([past], schedule=COSINE)
+    rate, before = learning_rates(train, total_steps=150), scale(100, **COSINE)
+    assert [rate(n) for n in range(1, 101)] == [0.5 * before(n) for n in range(1, 101)]
+    assert rate(100) == pytest.approx(0.05)
+    assert [rate(n) for n in (101, 105, 110)] == pytest.approx([0.05 + 0.045, 0.05 + 0.225, 0.5])
+    assert rate(150) == pytest.approx(0.05)
+    assert rate(130) == pytest.approx(0.5 * scale(50, **COSINE)(30))
+    assert [(each.start, each.end, each.total) for each in rate_segments(train, total_steps=150)] == [
+        (0, 100, 100),
+        (100, 150, 50),
+    ]
+
+
+def test_a_run_extended_on_its_way_follows_its_old_curve_up_to_there_only() -> None:
+    past = {"until_step": 60, "tokens": 1000, "peak_lr": 0.5, "schedule": COSINE}
+    rate = learning_rates(extended_run([past], schedule={"name": "constant"}, peak_lr=0.25), total_steps=150)
+    assert rate(60) == 0.5 * scale(100, **COSINE)(60) and rate(61) == rate(150) == 0.25
+
+
+def test_a_run_that_was_extended_twice_has_three_curves() -> None:
+    constant = {"name": "constant", "warmup_steps": 0}
+    past = [
+        {"until_step": 20, "tokens": 400, "peak_lr": 0.1, "schedule": constant},
+        {"until_step": 50, "tokens": 500, "peak_lr": 0.2, "schedule": constant},
+    ]
+    schedule = {"name": "constant", "warmup_steps": 4}
+    rate = learning_rates(extended_run(past, schedule=schedule), total_steps=150)
+    assert [rate(n) for n in (1, 20, 21, 50)] == [0.1, 0.1, 0.2, 0.2]
+    assert [rate(n) for n in (51, 52, 54, 55)] == pytest.approx([0.275, 0.35, 0.5, 0.5])
+
+
+def test_a_run_that_was_never_extended_has_the_rates_of_its_schedule_bit_for_bit() -> None:
+    train = extended_run([], schedule=COSINE)
+    rate, plain = learning_rates(train, total_steps=150), scale(150, **COSINE)
+    assert all(rate(n) == 0.5 * plain(n) for n in range(1, 151))

@@ -59,3 +59,10 @@ def test_every_problem_of_a_run_file_is_printed_at_once(tmp_path: Path, capsys: 
     error = capsys.readouterr().err
     for field in ("run.name", "data.stores", "train.tokens", "train.peak_lr"):
         assert field in error
+
+
+def test_a_trace_can_be_asked_for_at_a_start_and_at_a_resume() -> None:
+    assert parse(["run.yaml", "--profile", "3"]).profile == 3
+    resumed = parse(["--resume", "runs/a", "train.peak_lr=1e-3", "--profile", "2"])
+    assert (resumed.profile, resumed.overrides) == (2, ["train.peak_lr=1e-3"])
+    assert parse(["run.yaml"]).profile == 0

@@ -1,0 +1,87 @@
+"""How the ranks of a job find each other, so that one that never comes is named.
+
+Rank 0 opens the store that torch.distributed needs anyway; every rank leaves its host and process there, and waits for
+all the others. Without this a missing rank is half an hour of silence and then a number that timed out.
+"""
+
+import os
+import socket
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from cpt.train.heartbeat import START_SECONDS
+from launch.local import LISTENER
+
+JOIN_SECONDS = 60.0  # at least: imports from a cold shared file system
+
+
+def join(*, rank: int, world_size: int, seconds: float) -> Store:
+    """The store of the job at MASTER_ADDR and MASTER_PORT, once all ``world_size`` ranks have come.
+
+    Raises:
+        RuntimeError: some have not come within ``seconds``; it names them, or the host that cannot be reached.
+    """
+    listener = os.environ.pop(LISTENER, None)
+    fd = int(listener) if listener and rank == 0 else None
+    address, port, limit = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=seconds)
+    try:
+        store = TCPStore(
+            address, port, world_size, rank == 0, timeout=limit, wait_for_workers=False, master_listen_fd=fd
+        )
+    except dist.DistError as error:
+        raise RuntimeError(
+            f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} within {seconds:.0f} s "
+            f"({str(error).splitlines()[0]}); is it running, and is the port free and open?"
+        ) from None
+    keys = {each: f"joined/{each}" for each in range(world_size)}
+    store.set(keys[rank], f"host {socket.gethostname()}, process {os.getpid()}")
+    deadline = time.monotonic() + seconds
+    while not _all_came(store, keys):  # in turns, between which signals are heard
+        if time.monotonic() >= deadline:
+            raise RuntimeError(_missing(store, keys, seconds))
+    return PrefixStore("job", store)
+
+
+def start_group(backend: str, device: torch.device, *, hang_seconds: float) -> None:
+    """torch.distributed's default group over :func:`join`, for the job that the environment describes.
+
+    Its collectives give up long after the heartbeat's watchdog has named who is missing.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = join(rank=rank, world_size=world_size, seconds=max(JOIN_SECONDS, hang_seconds))
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=2 * max(hang_seconds, START_SECONDS)),
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def _all_came(store: Store, keys: dict[int, str]) -> bool:
+    try:
+        store.wait(list(keys.values()), timedelta(seconds=1))
+    except dist.DistStoreError:
+        return False
+    except dist.DistError as error:
+        raise RuntimeError(f"rank 0 has left before all {len(keys)} ranks came ({error}); see its output") from None
+    return True
+
+
+def _missing(store: Store, keys: dict[int, str], seconds: float) -> str:
+    try:
+        came = {rank: store.get(key).decode() for rank, key in keys.items() if store.check([key])}
+    except dist.DistError:  # rank 0 left first, and with it the store
+        return f"not all of {len(keys)} ranks joined within {seconds:.0f} s; rank 0 says which"
+    missing = ", ".join(str(rank) for rank in keys if rank not in came)
+    shown = "; ".join(f"rank {rank}: {place}" for rank, place in list(came.items())[:8])
+    return (
+        f"rank {missing} of {len(keys)} did not join within {seconds:.0f} s (came: {shown}); look at its output, its "
+        "host, and whether it reaches MASTER_ADDR"
+    )

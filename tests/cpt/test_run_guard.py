@@ -1,0 +1,56 @@
+"""Who is to blame for a bad step, where a run goes back to, and what is said when it gives up."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpt.run_guard import RowLoss, to_blame
+from cpt.train.guard import BadStep, NonFiniteError
+
+
+def rows(source: str, *means: float) -> list[RowLoss]:
+    return [RowLoss(source, number, mean * 100, 100) for number, mean in enumerate(means)]
+
+
+def test_rows_that_are_not_finite_are_to_blame_whatever_else_is_high() -> None:
+    found = [*rows("web", 2.0, math.nan, 9.0), *rows("law", 1.0, math.inf, 1.1)]
+    bad = NonFiniteError(7, ["nan"], {"web": math.inf, "law": math.inf})
+    assert [(row.source, row.row) for row in to_blame(found, bad, sigma=8.0)] == [("web", 1), ("law", 1)]
+
+
+def test_where_most_rows_are_not_finite_all_are_left_out() -> None:
+    found = rows("web", math.nan, math.nan, 2.0)
+    assert to_blame(found, NonFiniteError(7, ["nan"], {"web": math.inf}), sigma=8.0) == found
+
+
+def test_rows_far_above_the_others_are_to_blame_for_a_spike_of_their_source() -> None:
+    found = [*rows("web", 2.0, 2.1, 1.9, 2.2), *rows("law", 1.0, 1.1, 9.0, 1.05, 0.9)]
+    (row,) = to_blame(found, BadStep(7, ["spike"], {"law": 1.5}), sigma=8.0)
+    assert (row.source, row.row, row.mean) == ("law", 2, 9.0)
+
+
+def test_where_the_rest_is_too_high_as_well_the_outlier_explains_nothing() -> None:
+    found = [*rows("web", 2.0, 2.1), *rows("law", 3.0, 3.1, 19.0, 3.05, 2.9)]
+    assert to_blame(found, BadStep(7, ["spike"], {"law": 1.5}), sigma=8.0) == found
+
+
+@given(st.lists(st.floats(0.1, 5.0), min_size=1, max_size=20))
+def test_for_a_gradient_no_row_stands_out(means: list[float]) -> None:
+    found = rows("web", *means)
+    assert to_blame(found, BadStep(7, ["the gradient norm"]), sigma=8.0) == found
+
+
+@given(st.lists(st.sampled_from([2.0, 2.1, 1.9, 30.0, math.nan]), min_size=1, max_size=12))
+def test_at_least_one_row_is_always_to_blame(means: list[float]) -> None:
+    """Or the same step would be met again, the same as it was."""
+    bad = BadStep(7, ["spike"], {"web": 2.5})
+    blamed = to_blame(rows("web", *means), bad, sigma=8.0)
+    assert blamed and len({row.row for row in blamed}) == len(blamed)
+
+
+@pytest.mark.parametrize("limits", [{}, {"law": 1.0}])
+def test_a_source_without_rows_to_blame_leaves_the_whole_step_out(limits: dict[str, float]) -> None:
+    found = rows("web", 2.0, 30.0, 2.0)
+    assert to_blame(found, BadStep(7, ["spike"], limits), sigma=8.0) == found

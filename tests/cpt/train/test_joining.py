@@ -1,0 +1,50 @@
+"""Ranks that find each other, and those that do not: real stores, a rank per thread."""
+
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cpt.train.joining import join
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found = int(probe.getsockname()[1])
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(found))
+    return found
+
+
+@pytest.mark.usefixtures("port")
+def test_ranks_that_have_all_come_share_a_store() -> None:
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(lambda rank: join(rank=rank, world_size=2, seconds=10), (0, 1))
+    first.set("said", "by rank 0")
+    assert second.get("said") == b"by rank 0"
+
+
+@pytest.mark.usefixtures("port")
+def test_a_rank_that_never_comes_is_named_with_those_that_did() -> None:
+    with pytest.raises(RuntimeError) as error:
+        join(rank=0, world_size=3, seconds=1)
+    assert "rank 1, 2 of 3 did not join within 1 s" in str(error.value)
+    assert f"rank 0: host {socket.gethostname()}, process {os.getpid()}" in str(error.value)
+
+
+def test_a_rank_that_cannot_reach_rank_0_says_where_it_looked(port: int) -> None:
+    with pytest.raises(RuntimeError, match=rf"rank 1 on .* cannot reach rank 0 at 127.0.0.1:{port} within 1 s"):
+        join(rank=1, world_size=2, seconds=1)
+
+
+def test_rank_0_takes_the_socket_that_the_launcher_holds_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(listener.getsockname()[1]))
+    monkeypatch.setenv("CPT_LISTENER", str(listener.detach()))
+    store = join(rank=0, world_size=1, seconds=10)
+    store.set("a", "b")
+    assert store.get("a") == b"b" and "CPT_LISTENER" not in os.environ
