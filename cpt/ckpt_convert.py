@@ -78,6 +78,8 @@ def kind_of(source: Path) -> str:
         return "deepspeed"
     if (source / "config.json").is_file():
         return "hf"
+    if (source / "checkpoints").is_dir():
+        raise DataError(f"{source}: is a run folder; name one of its checkpoints, {source}/checkpoints/step_N")
     rule = "is neither a checkpoint of cpt (meta.json), of DeepSpeed (latest) nor a Hugging Face folder (config.json)"
     raise DataError(f"{source}: {rule}")
 
@@ -200,7 +202,7 @@ def _meta(source: Path, shapes: dict[str, list[int]], config: dict[str, Any], *,
 
 def _model_config(source: Path, folder: DeepSpeedFolder, model: Path | None) -> dict[str, Any]:
     """Of ``model``, or of the config.json that lies with the folder; its parameters must be those of the folder."""
-    places = [model] if model else [source, folder.path, folder.path.parent]
+    places = [model] if model else list(dict.fromkeys([source, folder.path, folder.path.parent]))
     found = next((place for place in places if (place / "config.json").is_file()), None)
     if found is None:
         rule = f"no config.json lies in {', '.join(map(str, places))}, and DeepSpeed's files do not describe the model"

@@ -43,18 +43,19 @@ def inspect(path: Path, *, params: bool = False) -> dict[str, Any]:
     """
     if RunDir(path).config.is_file():
         found = [_facts(folder, params=params) for folder in reversed(step_folders(RunDir(path).checkpoints))]
-        return {"path": str(path), "checkpoints": [{**facts, **_in_run(path, facts)} for facts in found]}
+        there = [facts for facts in found if Path(facts["path"]).is_dir()]  # a run at work gives up others meanwhile
+        return {"path": str(path), "checkpoints": [{**facts, **_in_run(path, facts)} for facts in there]}
     if not path.is_dir() or not (step_of(path) is not None or (path / META).is_file()):
         raise DataError(f"{path}: neither a checkpoint folder nor a run folder; give RUN_DIR/checkpoints/step_N")
     return {"path": str(path), "checkpoints": [_facts(path, params=params)]}
 
 
 def _facts(folder: Path, *, params: bool) -> dict[str, Any]:
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    facts: dict[str, Any] = {"path": str(folder), "step": step_of(folder), "bytes": size, "kind": "broken"}
+    facts: dict[str, Any] = {"path": str(folder), "step": step_of(folder), "bytes": 0, "kind": "broken"}
     try:
+        facts["bytes"] = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         checkpoint = Checkpoint.open(folder)
-    except DataError as error:
+    except (DataError, FileNotFoundError) as error:
         return {**facts, "problem": str(error)}
     meta = checkpoint.meta
     by = {name: meta.written_by.get(name) for name in ("world_size", "zero_stage", "torch", "git_commit")}
@@ -173,8 +174,9 @@ def verify(path: Path, say: Say = lambda text: None) -> dict[str, Any]:
     parameter exactly once, every value finite.
     """
     folders = [Path(each["path"]) for each in inspect(path)["checkpoints"]]
-    found = [{"path": str(folder), "problems": list(_problems(folder, say))} for folder in folders]
-    return {"path": str(path), "checkpoints": found, "good": not any(each["problems"] for each in found)}
+    found = [(folder, list(_problems(folder, say))) for folder in folders]
+    there = [{"path": str(folder), "problems": problems} for folder, problems in found if folder.is_dir()]
+    return {"path": str(path), "checkpoints": there, "good": not any(each["problems"] for each in there)}
 
 
 def _problems(folder: Path, say: Say) -> Iterator[str]:

@@ -163,6 +163,8 @@ def _change_mixture(run_dir: Path, mixture: list[str], others: list[str]) -> Non
 def _supervise(config: "RunConfig", first: list[str], again: list[str], nproc: int, max_restarts: int) -> NoReturn:
     from cpt.prepare import check_world
     from cpt.problems import ConfigError
+    from cpt.rundir import RunDir
+    from cpt.runfolder import lock_folder
     from launch.supervise import Job, supervise
 
     def fits(world_size: int) -> bool:
@@ -173,6 +175,8 @@ def _supervise(config: "RunConfig", first: list[str], again: list[str], nproc: i
         return True
 
     check_world(config, nproc)
+    if config.run_dir.is_dir():  # another job's beats, steps and checkpoints would be taken for this one's
+        lock_folder(RunDir(config.run_dir)).close()
     job = Job(
         run_dir=config.run_dir,
         arguments=first,

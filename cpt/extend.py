@@ -67,7 +67,7 @@ def parse_tokens(text: str, before: int) -> int:
     """
     match = _TOKENS.fullmatch(text.strip())
     if match is None:
-        rule = "is no number of tokens"
+        rule = "is no number of tokens" if text else "is required: how many tokens the run shall have"
         raise ConfigError(Problem("--tokens", text, rule, "e.g. +20M for 20 million more, or 120M in all"))
     number = float(match["number"].replace("_", "")) * UNITS[match["unit"].upper()]
     total = round(number) + (before if match["plus"] else 0)

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from rich.table import Table
 
 from cpt.config import ConfigError, ModelSection, Problem, RunConfig
 from cpt.mixtures import row_lengths
-from cpt.model.memory import Checkpointing, Prediction, Setting, loss_chunk_tokens, predict_memory
+from cpt.model.memory import AttentionMemory, Checkpointing, Prediction, Setting, loss_chunk_tokens, predict_memory
 from cpt.model.size import FAMILIES, layer_windows, model_shape, num_parameters, render_count
 from cpt.plan_parts import micro_rows
+from cpt.run_rules import RULES
 from cpt.train.deepspeed_config import EngineSpec, deepspeed_config
+from cpt.world_rules import check_world, world_problems
 
 Config = Mapping[str, Any]
 
@@ -58,21 +60,22 @@ def setting_of(config: RunConfig, model: Config, *, world_size: int, on_gpu: boo
         precision=train.precision,
         checkpointing=train.activation_checkpointing,
         on_gpu=on_gpu,
-        attention=_attention_memory(config.model.attention, model, on_gpu=on_gpu),
+        attention=_attention_memory(config, model, on_gpu=on_gpu),
         fused_norms=_has_fused_norms(config.model.kernels, on_gpu=on_gpu),
         loss_chunk=loss_chunk_tokens(shape.vocab_size, on_gpu=on_gpu) if shape else None,
         optimizer=train.optimizer,
         offload=parallel.offload != "none",
         sequence_parallel=sharing,
+        hpz_size=parallel.hpz_size,
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         num_buckets=2 if zero.get("overlap_comm") and parallel.zero_stage < 3 else 1,
         contiguous_gradients=bool(zero.get("contiguous_gradients", True)),
     )
 
 
-def _attention_memory(backend: str, model: Config, *, on_gpu: bool) -> Any:
-    if on_gpu:
-        return "mask" if backend == "sdpa" else "fused"
+def _attention_memory(config: RunConfig, model: Config, *, on_gpu: bool) -> AttentionMemory:
+    if on_gpu:  # the kernels that need no mask compute in 16 bits
+        return "mask" if config.model.attention == "sdpa" or config.train.precision == "fp32" else "fused"
     return "runs" if len(set(layer_windows(model))) == 1 else "mask"
 
 
@@ -125,15 +128,13 @@ def fit_facts(config: RunConfig, device: Device) -> dict[str, Any]:
     tokens, at the lowest stage; with more recomputation, or offload, only where nothing fits without.
 
     Raises:
-        ConfigError: the model's memory has no closed form, or no micro-batch divides the global batch.
+        ConfigError: the model's memory has no closed form, the GPUs do not divide into groups, or the global batch does
+        not divide among them even by micro-batches of one row.
     """
     model = read_model_mapping(config.model)
     _check_known(model)
-    table = list(candidates(config, model, device))
-    if not table:
-        rule = f"does not divide into whole rows for {device.count} GPUs"
-        raise ConfigError(Problem("train.global_batch_tokens", config.train.global_batch_tokens, rule))
-    found = choose(config, model, device)
+    check_world(_changed(config, train__micro_batch_size=1), device.count)
+    table, found = list(candidates(config, model, device)), choose(config, model, device)
     return {
         "model": str(config.model.init_from or model.get("model_type")),
         "parameters": num_parameters(model),
@@ -168,9 +169,7 @@ def choose(config: RunConfig, model: Config, device: Device) -> Candidate | None
     """The best candidate that fits, by the rule of ``fit_facts``; None where nothing does."""
     for changes in _escalations(config):
         fitting = [
-            each
-            for each in candidates(_changed(config, **changes), model, device)
-            if each.needs.total <= device.memory and not (config.deepspeed.offload != "none" and each.zero_stage == 0)
+            each for each in candidates(_changed(config, **changes), model, device) if each.needs.total <= device.memory
         ]
         if fitting:
             best = min(fitting, key=lambda each: _preference(each, config))
@@ -221,13 +220,13 @@ def _escalations(config: RunConfig) -> Iterator[dict[str, str]]:
 
 
 def candidates(config: RunConfig, model: Config, device: Device) -> Iterator[Candidate]:
-    """Every ZeRO stage and micro-batch that the job could have."""
-    sharing = config.deepspeed.sequence_parallel
-    rows, left = divmod(config.global_batch_rows * sharing, device.count)
-    stages = (0, 1, 2, 3) if config.deepspeed.offload == "none" else (1, 2, 3)
-    for stage in stages:
-        for micro in _micro_batches(rows if not left else 0):
+    """Every ZeRO stage and micro-batch that the run file may state and the job could have."""
+    rows = config.global_batch_rows * config.deepspeed.sequence_parallel // device.count
+    for stage in (0, 1, 2, 3):
+        for micro in _micro_batches(rows):
             tried = _changed(config, train__micro_batch_size=micro, deepspeed__zero_stage=stage)
+            if world_problems(tried, device.count) or any(rule(tried) for _, rule in RULES):
+                continue
             needs = predict_memory(model, setting_of(tried, model, world_size=device.count, on_gpu=device.on_gpu))
             assert needs is not None, "the family was checked"
             overrides = (f"train.micro_batch_size={micro}", f"deepspeed.zero_stage={stage}")
@@ -235,9 +234,9 @@ def candidates(config: RunConfig, model: Config, device: Device) -> Iterator[Can
 
 
 def _micro_batches(rows: int) -> Iterator[int]:
-    """1, 2, 4 ... as far as they divide the rows of a rank."""
+    """1, 2, 4 ... up to the rows of a rank."""
     micro = 1
-    while rows and rows % micro == 0 and micro <= rows:
+    while micro <= rows:
         yield micro
         micro *= 2
 
@@ -252,7 +251,14 @@ def _changed(config: RunConfig, **fields: Any) -> RunConfig:
 
 
 def _check_known(model: Config) -> None:
-    if model_shape(model) is None:
+    try:
+        shape = model_shape(model)
+        sizes = asdict(shape) if shape else {}
+    except (TypeError, ZeroDivisionError) as error:  # a mapping that somebody wrote: nothing has read it yet
+        raise ConfigError(Problem("model", model.get("model_type"), f"its sizes are no numbers ({error})")) from error
+    if wrong := sorted(name for name, size in sizes.items() if not isinstance(size, int) or size < 0):
+        raise ConfigError(Problem("model", model.get("model_type"), f"has a {wrong[0]} of {sizes[wrong[0]]!r}"))
+    if shape is None:
         rule = f"memory has a formula for {', '.join(FAMILIES)} only"
         fix = "start the run: its first step is a rehearsal of the largest batch"
         raise ConfigError(Problem("model", model.get("model_type"), rule, fix))

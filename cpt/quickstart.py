@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from cpt.planner.pilot_folders import COMPLETE
+from cpt.checkpoint.marker import COMPLETE
 from cpt.planner.pilot_runs import EXIT_STOPPED, run_pilots
 from cpt.planner.pilots import load_pilots
 from cpt.planner.wording import headline

@@ -58,7 +58,8 @@ def positions(prepared: Prepared, step: int) -> list[str]:
     for source in plan.sources:
         tokens, one_pass = tokens_seen(plan, step)[source.name], source.num_rows * plan.seq_len
         epochs = epochs_seen(plan, step)[source.name]
-        found.append(f"{source.name}: {amount(tokens)} of {amount(one_pass)} tokens, epoch {epochs:.2f}")
+        of = "of" if tokens <= one_pass else "tokens from"
+        found.append(f"{source.name}: {amount(tokens)} {of} {amount(one_pass)} tokens, epoch {epochs:.2f}")
     if len(plan.seq_lens) > 1 and step < plan.num_steps:
         found.append(f"rows of {plan.seq_len_of(plan.stage_of_step(step)):,} tokens now")
     return found

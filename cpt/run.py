@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch.distributed as dist
 
 from cpt.announce import announce, environment, size_warnings
-from cpt.checkpoint.agreed import newest_good
+from cpt.checkpoint.agreed import from_first, newest_good
 from cpt.config import ConfigError, RunConfig
 from cpt.data.loader import Loader
 from cpt.data.place import Place
@@ -101,7 +101,8 @@ def _build(prepared: Prepared, topology: Topology, stop: StopFlag, *, resume: bo
     loaded = loaded.noting(f"loss: {how}")
     run = Run(prepared, rundir, topology, engine, loaded, stop)
     engine.count_communication(run.phases)
-    run.skipped.add(read_skipped(rundir.skipped_rows) if resume else ())
+    skipped_rows = read_skipped(rundir.skipped_rows) if resume else ()
+    run.skipped.add(from_first(skipped_rows, world_size))  # a slow file system may show ranks another list
     first_step = checkpoint.meta.step if checkpoint else 0
     if checkpoint:
         engine.restore(checkpoint.fill, optimizer_steps=checkpoint.meta.optimizer_steps)
@@ -211,13 +212,17 @@ def _end(run: Run, info: StepInfo) -> int:
     """Finish, or save and leave because all ranks agreed to stop."""
     if run.metrics:
         run.metrics.flush()  # before the last words, not behind them
-    if info.step >= run.prepared.plan.num_steps and not run.evaluation_cut_short:
-        finish_uploads(run, info.step)
+    is_done = info.step >= run.prepared.plan.num_steps and not run.evaluation_cut_short
+    if is_done and evaluation_is_missing(run, info.step):
+        raise OSError(f"all steps are done and saved, but {run.rundir.eval_file(info.step)} could not be written")
+    if is_done and finish_uploads(run, info.step):
+        run.stop.obey()  # a file STOP that came too late must not stop what follows, an extension
         run.event("finish", info.step, phase_seconds=run.phases.after_last_step())
         if run.topology.rank == 0:
             print(f"finished: {run.rundir.root}", flush=True)
         return 0
-    finish_saves(run, info)
+    if not is_done:
+        finish_saves(run, info)
     run.stop.obey()
     told, seconds = run.stop.reason or "another rank", round(run.stop.seconds_ago, 3)
     run.event("sigterm", info.step, signal=told, seconds=seconds, phase_seconds=run.phases.after_last_step())

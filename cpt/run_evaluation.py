@@ -1,5 +1,6 @@
 """When a run evaluates itself on held-out text, and what becomes of the record."""
 
+import sys
 import time
 
 import torch.distributed as dist
@@ -47,9 +48,14 @@ def evaluate_now(run: Run, info: StepInfo) -> None:
     run.evaluation_cut_short = record is None
     run.stop.is_agreed = run.stop.is_agreed or record is None  # it is all ranks that left
     if record is not None and run.topology.rank == 0:
-        write_eval(run.rundir.eval_file(info.step), record)
         losses = {name: source.loss for name, source in record.sources.items()}
-        run.event("eval", info.step, seconds=round(time.perf_counter() - started, 3), losses=losses)
+        try:
+            write_eval(run.rundir.eval_file(info.step), record)
+        except OSError as error:  # a full disk: the run goes on, but does not finish without the last record
+            run.event("eval_failed", info.step, reason=str(error), losses=losses)
+            print(f"WARNING: no record of the evaluation after step {info.step}: {error}", file=sys.stderr, flush=True)
+        else:
+            run.event("eval", info.step, seconds=round(time.perf_counter() - started, 3), losses=losses)
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
         print(f"held-out loss after step {info.step}: {shown}", flush=True)
 

@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from cpt.checkpoint.agreed import from_first
+from cpt.checkpoint.agreed import from_first, together
 from cpt.checkpoint.marker import delete_checkpoint
 from cpt.checkpoint.portable import Fragment
 from cpt.checkpoint.retention import survey
@@ -85,6 +85,7 @@ class Recovery:
 
         Raises:
             RuntimeError: enough is enough; says what was seen, where to look and what to try. Checkpoints are intact.
+            OSError: on all ranks; what is left out cannot be written down.
         """
         started = time.perf_counter()
         run, plan = self._run, self._run.prepared.plan
@@ -104,9 +105,7 @@ class Recovery:
         before = [step for step in saved if step < min(row.step for row in rows)]
         step = self._go_back(max(before) if before else min(saved, default=0))
         new = run.skipped.add(row for row in rows if row.step > step)
-        if run.topology.rank == 0:
-            write_skipped(run.rundir.skipped_rows, run.skipped.rows)
-            _undo_after(run, step)
+        together(lambda: self._put_down(step), run.topology.world_size)
         if run.metrics:
             run.metrics.forget_after(step)
         self._guard.detector.forget_after(step)
@@ -128,6 +127,12 @@ class Recovery:
             if meta is None:
                 self._run.engine.restore(initial_state(self._run), optimizer_steps=0)
             return meta.step if meta else 0
+
+    def _put_down(self, step: int) -> None:
+        """First what is left out from now on, then the way back: cut short, the next start takes one or both."""
+        if self._run.topology.rank == 0:
+            write_skipped(self._run.rundir.skipped_rows, self._run.skipped.rows)
+            _undo_after(self._run, step)
 
     def _tell(self, bad: BadStep, *, to: int, new: Sequence[SkippedRow], seconds: float) -> None:
         run = self._run

@@ -178,6 +178,18 @@ GENERATED = frozenset(
         "torch_autocast",
         "data_types",
         "communication_data_type",
+        "optimizer",
+        "scheduler",
+    }
+)
+GENERATED_ZERO = frozenset(
+    {
+        "stage",
+        "compute_grad_norm",
+        "offload_optimizer",
+        "zero_hpz_partition_size",
+        "zero_quantized_weights",
+        "zero_quantized_gradients",
     }
 )
 
@@ -185,13 +197,16 @@ GENERATED = frozenset(
 def _extra_adds_only(config: RunConfig) -> Problem | None:
     extra = config.deepspeed.extra
     taken = sorted(GENERATED & set(extra))
-    if isinstance(extra.get("zero_optimization"), dict) and "stage" in extra["zero_optimization"]:
-        taken.append("zero_optimization.stage")
+    zero = extra.get("zero_optimization")
+    taken += [
+        f"zero_optimization.{key}" for key in sorted(GENERATED_ZERO & set(zero if isinstance(zero, dict) else ()))
+    ]
     if taken:
-        rule = "is derived from other fields: train.micro_batch_size, train.global_batch_tokens, train.precision, "
-        return Problem(
-            f"deepspeed.extra.{taken[0]}", None, f"{rule}train.max_grad_norm, deepspeed.zero_stage", "remove it"
+        rule = (
+            "is derived from other fields, of train (batch, precision, clipping, optimizer, schedule) and of deepspeed "
         )
+        rule += "(zero_stage, offload, hpz_size, quantized_communication)"
+        return Problem(f"deepspeed.extra.{taken[0]}", None, rule, "remove it, and set those")
     return None
 
 

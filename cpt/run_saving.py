@@ -58,18 +58,28 @@ def finish_saves(run: Run, info: StepInfo) -> None:
             raise OSError(error)
 
 
-def finish_uploads(run: Run, step: int) -> None:
-    """Wait for copies that are under way, for a bounded time; what is missing then is reported."""
+def finish_uploads(run: Run, step: int) -> bool:
+    """Wait for copies that are under way, for a bounded time; what is missing then is reported. False where the run
+    was asked to stop meanwhile: the next start goes on with them.
+    """
     if run.uploader is None:
-        return
+        return True
+
+    def asked_to_stop() -> bool:
+        run.phases.beat()
+        return run.stop.is_raised
+
     print(f"waiting for copies at {run.uploader.url}, at most {UPLOAD_SECONDS:.0f} s", flush=True)
     with run.phases("checkpoint"):  # bounded, so that waiting may count as progress
-        whole = run.uploader.finish(timeout=UPLOAD_SECONDS, on_wait=run.phases.beat)
+        whole = run.uploader.finish(timeout=UPLOAD_SECONDS, should_stop=asked_to_stop)
     report_saves(run)
+    if not whole and run.stop.is_raised:
+        return False
     if not whole:
         url, reason = run.uploader.url, f"still under way {UPLOAD_SECONDS:.0f} s after the end of the run"
         text = f"not everything was copied to {url}: {reason}; copy {run.rundir.checkpoints} by hand"
         _warn("upload_failed", run, step, text, url=url, reason=reason)
+    return True
 
 
 def close_saves(run: Run) -> None:
@@ -109,7 +119,8 @@ def upload_existing(run: Run) -> None:
 def report_saves(run: Run) -> None:
     """Note what ended in the background since the last call, by events and warnings."""
     for saved in run.saver.poll():
-        run.stop.save_seconds = saved.copy_seconds + saved.write_seconds  # a time limit leaves room for it
+        if not saved.error:  # one that failed at once tells nothing
+            run.stop.save_seconds = saved.copy_seconds + saved.write_seconds  # a time limit leaves room for it
         if run.topology.rank == 0:
             _report(run, saved)
     for upload in run.uploader.poll() if run.uploader else ():

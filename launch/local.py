@@ -23,6 +23,7 @@ from typing import Self
 
 TRAIN_MODULE = "cpt.train.main"
 LAUNCHER_PID = "CPT_LAUNCHER_PID"
+JOB_SECONDS = "CPT_JOB_SECONDS"  # how long the job had been at work when this start of it began
 LISTENER = "CPT_LISTENER"  # file descriptor of the socket at MASTER_PORT, open in rank 0
 PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 EXIT_STOPPED = 143
@@ -47,6 +48,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self.asked: str | None = None  # the signal that asked to stop
+        self._since = time.monotonic()
         self._ranks: list[subprocess.Popen[bytes]] = []
         self._asked = threading.Event()
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
@@ -77,6 +79,7 @@ class Launcher:
         # Held from here on and handed to rank 0: a port that is only looked up is somebody else's seconds later.
         with socket.create_server(("127.0.0.1", 0), backlog=num_processes) as listener:
             for environment in rank_environments(num_processes, listener, devices=devices):
+                environment[JOB_SECONDS] = f"{time.monotonic() - self._since:.3f}"
                 handed = [listener.fileno()] if environment["RANK"] == "0" else []
                 if not self.asked:
                     self._ranks.append(
@@ -172,6 +175,11 @@ def end_with_launcher() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
     if os.getppid() != int(launcher):  # it died before that
         signal.raise_signal(signal.SIGTERM)
+
+
+def seconds_before() -> float:
+    """How long the job had been at work before this rank was started: a supervisor may have started it before."""
+    return float(os.environ.pop(JOB_SECONDS, "0"))
 
 
 def exit_code(code: int) -> int:

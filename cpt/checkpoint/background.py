@@ -161,46 +161,49 @@ class Saver:
                 self.on_progress()
 
     def _work(self, task: _Task) -> None:
-        started = time.perf_counter()
         try:
-            try:
-                copies = self._host.copy(task.fragments)
-            finally:
-                task.copied.set()
-            self._host.wait()
-            copied = time.perf_counter()
-            task.saved.copy_seconds = copied - started
-            self._write(task, copies)
-            task.saved.write_seconds = time.perf_counter() - copied
+            self._write(task, self._copied(task))
         except BaseException as error:  # nobody above this frame would see it
-            task.saved.error = f"rank {self.rank}: {type(error).__name__}: {error}"
+            own = f"rank {self.rank}: {type(error).__name__}: {error}"
+            self._fail(task, str(error) if isinstance(error, _PartFailed) else own)
         if self.rank == 0 and task.after and task.saved.error is None:
             try:
                 task.saved.details |= task.after()
             except Exception as error:  # the checkpoint is complete all the same
                 task.saved.details["warning"] = f"{type(error).__name__}: {error}"
 
-    def _write(self, task: _Task, copies: list[Fragment]) -> None:
-        folder = task.saved.folder
+    def _copied(self, task: _Task) -> list[Fragment]:
+        started = time.perf_counter()
         try:
-            own = write_shard(folder, copies, rank=self.rank, world_size=self.world_size)
-        except Exception as error:
-            task.saved.error = f"rank {self.rank}: {type(error).__name__}: {error}"
-            if self.rank != 0:
-                self._leave_receipt(task, {"error": task.saved.error})
+            copies = self._host.copy(task.fragments)
+        finally:
+            task.copied.set()
+        self._host.wait()
+        task.saved.copy_seconds = time.perf_counter() - started
+        return copies
+
+    def _write(self, task: _Task, copies: list[Fragment]) -> None:
+        started, folder = time.perf_counter(), task.saved.folder
+        own = write_shard(folder, copies, rank=self.rank, world_size=self.world_size)
+        if self.rank != 0:
+            self._leave_receipt(task, asdict(own))
         else:
-            if self.rank != 0:
-                self._leave_receipt(task, asdict(own))
-                return
-            try:
-                receipts = [own, *self._others(task)]
-                for path in folder.glob(".receipt_*"):
-                    path.unlink()
-                task.saved.bytes = finish_checkpoint(folder, task.meta, receipts)
-            except OSError as error:
-                task.saved.error = str(error) if isinstance(error, _PartFailed) else f"rank 0: OSError: {error}"
-        if self.rank == 0 and task.saved.error:
-            self._tidy(task.saved)
+            receipts = [own, *self._others(task)]
+            for path in folder.glob(".receipt_*"):
+                path.unlink()
+            task.saved.bytes = finish_checkpoint(folder, task.meta, receipts)
+        task.saved.write_seconds = time.perf_counter() - started
+
+    def _fail(self, task: _Task, reason: str) -> None:
+        """Wherever this rank's part failed: rank 0 must hear of it, or it waits for the receipt."""
+        task.saved.error = reason
+        try:
+            if self.rank == 0:  # a part of a checkpoint is of no use, and the space may be what was missing
+                delete_checkpoint(task.saved.folder)
+            else:
+                self._leave_receipt(task, {"error": reason})
+        except OSError as error:  # another rank may still be writing in it; the next save sweeps up
+            task.saved.error = f"{reason} (and what was written could not be removed or told: {error})"
 
     def _leave_receipt(self, task: _Task, content: Mapping[str, Any]) -> None:
         if "error" in content:  # make room for the receipt itself, where the disk is full
@@ -227,12 +230,6 @@ class Saver:
             if missing:
                 task.cancelled.wait(_POLL_SECONDS)
         return receipts
-
-    def _tidy(self, saved: Saved) -> None:
-        try:  # a part of a checkpoint is of no use, and the space may be what was missing
-            delete_checkpoint(saved.folder)
-        except OSError as error:  # another rank may still be writing in it; the next save sweeps up
-            saved.error = f"{saved.error} (and what was written could not be removed: {error})"
 
 
 def _bytes_in(folder: Path) -> int:

@@ -35,6 +35,7 @@ INERT = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
 )
 ANY_GROUPS = 256  # DeepSpeed pairs its parameter groups with these, and an empty one changes nothing in its partner
+_FOLDER_NAME = re.compile(r"(?!\.\.?\Z)[\w.-]+")  # names in a checkpoint may not lead out of the folder
 _OPTIMIZER = re.compile(r"(bf16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
 
 
@@ -109,7 +110,14 @@ def write_universal(checkpoint: Checkpoint, out: Path) -> None:
     """A full checkpoint as a folder that ``engine.load_checkpoint(out)`` of DeepSpeed reads under ZeRO 1, 2 and 3.
 
     Hyperparameters are those of the engine that reads it.
+
+    Raises:
+        DataError: a parameter has a name that is no plain folder name.
     """
+    if odd := [name for name in checkpoint.meta.parameter_shapes if not _FOLDER_NAME.fullmatch(name)]:
+        raise DataError(
+            f"{checkpoint.path}: parameter {odd[0]!r:.80} cannot name a folder, which universal format asks"
+        )
     tag = f"global_step{checkpoint.meta.step}_universal"
     folder = out / tag / "zero"
     step = torch.tensor(float(checkpoint.meta.optimizer_steps))
@@ -154,7 +162,7 @@ def _tagged(path: Path) -> Path:
     for name in ("latest", "latest_universal"):
         if (path / name).is_file():
             tag = (path / name).read_text(encoding="utf-8", errors="replace").strip()
-            if not re.fullmatch(r"[\w.-]+", tag) or tag in (".", ".."):
+            if not _FOLDER_NAME.fullmatch(tag):
                 raise DataError(f"{path / name}: names {tag!r:.80}, which is no folder beside it")
             return path / tag
     if not path.is_dir():

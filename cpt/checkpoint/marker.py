@@ -26,7 +26,7 @@ FORMAT_VERSION = 2
 META, COMPLETE, DAMAGED = "meta.json", "COMPLETE", "DAMAGED"
 PARTS = ("param", "state")  # weights, and what the optimizer keeps beside them
 HASH_CHUNK = 2**23
-_SHARD = re.compile(r"shard_(?P<rank>\d{5,})-of-(?P<world>\d{5,})\.(?P<part>param|state)\.safetensors")
+_SHARD = re.compile(r"shard_(?P<rank>\d{5,9})-of-(?P<world>\d{5,9})\.(?P<part>param|state)\.safetensors")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 # What could be taken for weights; other files that somebody laid beside them (notes, listings) do no harm.
 _WEIGHT_LIKE = frozenset({".safetensors", ".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".distcp"})

@@ -261,6 +261,9 @@ def _read_meta(path: Path) -> CheckpointMeta:
     if missing := sorted(known ^ set(raw)):
         raise DataError(f"{path}: fields {missing} are missing or unknown")
     meta = CheckpointMeta(**raw)
+    for name in ("tokens_by_source", "model_config", "run_config", "written_by"):
+        if not isinstance(raw[name], dict):
+            raise DataError(f"{path}: {name} must be a JSON object; copy the checkpoint again")
     numbers = [meta.step, meta.tokens_seen, meta.optimizer_steps]
     shapes = [size for shape in _lists(path, "parameter_shapes", meta.parameter_shapes) for size in shape]
     if any(type(number) is not int or number < 0 for number in numbers + shapes):

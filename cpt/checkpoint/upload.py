@@ -78,14 +78,13 @@ class Uploader:
             ended.append(self._ended.get())
         return ended
 
-    def finish(self, *, timeout: float, on_wait: Callable[[], None] = lambda: None) -> bool:
-        """Wait until everything is copied, at most ``timeout`` seconds, calling ``on_wait`` all the while; returns
+    def finish(self, *, timeout: float, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until everything is copied, at most ``timeout`` seconds, asking ``should_stop`` all the while; returns
         whether it is.
         """
         deadline = time.monotonic() + timeout
-        while self._waiting.unfinished_tasks and time.monotonic() < deadline:
+        while self._waiting.unfinished_tasks and time.monotonic() < deadline and not should_stop():
             time.sleep(0.02)
-            on_wait()
         self._closing.set()
         return not self._waiting.unfinished_tasks
 

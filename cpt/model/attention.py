@@ -23,6 +23,7 @@ from cpt.model import document_runs
 FIELD = "model.attention"
 RUNS_NAME = "cpt_document_runs"
 ULYSSES = "cpt_ulysses_"  # before the name of the function that runs between exchanges (cpt.model.ulysses)
+FLASH, VEILED = "flash", "FLASH"
 BLOCKS = "document_blocks"  # under which a model hands a BlockMask to its attention layers
 
 
@@ -171,7 +172,15 @@ def _refuse_extras(backend: str, kwargs: Mapping[str, Any]) -> None:
 
 def attention_in_use(config: Any) -> str:
     """The attention function of a model, whether or not ranks share its rows."""
-    return str(config._attn_implementation).removeprefix(ULYSSES)
+    name = str(config._attn_implementation)
+    return name.removeprefix(ULYSSES).replace(VEILED, FLASH) if name.startswith(ULYSSES) else name
+
+
+def name_of_shared(implementation: str) -> str:
+    """What the attention function is registered as that runs ``implementation`` between exchanges. transformers looks
+    for a kernel by every name that has the word flash in it, and finds none by this one.
+    """
+    return ULYSSES + implementation.replace(FLASH, VEILED)
 
 
 def bare_model(model: torch.nn.Module) -> torch.nn.Module:

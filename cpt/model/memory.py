@@ -56,6 +56,7 @@ class Setting:
     optimizer: Literal["adamw", "muon"] = "adamw"
     offload: bool = False  # masters and moments live in host memory
     sequence_parallel: int = 1
+    hpz_size: int = 1  # ranks that hold a second copy of the weights together (ZeRO++)
     bucket: int = 500_000_000  # elements (DeepSpeed's reduce_bucket_size)
     num_buckets: int = 1  # two where communication overlaps
     contiguous_gradients: bool = True  # ZeRO 1 and 2 copy gradients into buckets, rather than reduce them in place
@@ -191,14 +192,18 @@ def _gathered(shape: Shape, parameters: int, setting: Setting) -> Terms:
         return {"bf16 copies of weights": 2 * matrices}
     if setting.zero_stage < 3 or setting.world_size == 1:
         return {}
+    second = -(-setting.compute_bytes * parameters // setting.hpz_size) if setting.hpz_size > 1 else 0
     if setting.checkpointing == "full":
         largest = shape.vocab_size * shape.width + 2 * _block_matrices(shape)
-        return {"gathered weights": setting.weight_bytes * min(parameters, largest)}
+        return {
+            "gathered weights": setting.weight_bytes * min(parameters, largest),
+            "second copy of weights (hpZ)": second,
+        }
     whole = setting.weight_bytes * min(parameters, LIVE_WEIGHTS)
     sent = setting.weight_bytes * min(
         parameters, setting.bucket
     )  # parts of several ranks, before they are put together
-    return {"gathered weights": whole, "all-gather buffer": sent}
+    return {"gathered weights": whole, "all-gather buffer": sent, "second copy of weights (hpZ)": second}
 
 
 def _block_matrices(shape: Shape) -> int:
@@ -364,10 +369,10 @@ def _loss(shape: Shape, setting: Setting) -> Terms:
         return {"loss": 12 * vocabulary * tokens}
     chunk = min(setting.loss_chunk, tokens)
     residual = 4 if setting.is_autocast else setting.compute_bytes
-    held = 3 if tokens > chunk else 2  # the chunk before is let go when this one is there
-    # bf16: logits and gradients, and softmax's input and result in fp32, which code compiled for a GPU does not write
-    in_bf16 = 2 * (held + 1) if setting.on_gpu else 8 + 2 * (held - 1)
-    buffers = (4 * held if setting.compute_bytes == 4 else in_bf16) * vocabulary * chunk
+    # Logits and their gradient; in bf16 on a CPU softmax's input and result in fp32 beside the logits, which code
+    # compiled for a GPU does not write: there one more buffer in bf16 is allowed for.
+    in_bf16 = 6 if setting.on_gpu else 10
+    buffers = (8 if setting.compute_bytes == 4 else in_bf16) * vocabulary * chunk
     gradients = residual * tokens * shape.width + 4 * vocabulary * shape.width
     return {"loss": buffers, "output layer's gradient": gradients}
 

@@ -39,7 +39,9 @@ def set_recompute(model: torch.nn.Module, mode: str) -> str:
     settings: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
         settings["context_fn"] = selective_contexts
-    known.gradient_checkpointing_enable(settings)
+    # the newer name where there is one: the older one warns, and goes with transformers 6
+    enable = getattr(known, "activation_checkpointing_enable", None) or known.gradient_checkpointing_enable
+    enable(settings)
     kept = "matrix products and attention are kept" if mode == "selective" else "only the input of each is kept"
     return f"activation checkpointing: {mode}, of the blocks {kept}"
 

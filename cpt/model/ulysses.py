@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cpt.config import ConfigError, Problem
 from cpt.data.place import Place
-from cpt.model.attention import ULYSSES, attention_in_use, bare_model
+from cpt.model.attention import attention_in_use, bare_model, name_of_shared
 from cpt.model.kernels import forward_logits, probe_batch
 from cpt.plan_parts import heads_rule
 
@@ -106,8 +106,9 @@ def _install(bare: Any, group: dist.ProcessGroup, shared: int) -> None:
         seen = _AsIf(module, config=_AsIf(module.config, _attn_implementation=inner))
         return attend_shared(attend, (group, shared), seen, *qkv_mask, **kwargs)
 
-    AttentionInterface.register(ULYSSES + inner, torch.compiler.disable(attention))  # type: ignore[no-untyped-call]
-    bare.set_attn_implementation(ULYSSES + inner)
+    shared_name = name_of_shared(inner)
+    AttentionInterface.register(shared_name, torch.compiler.disable(attention))  # type: ignore[no-untyped-call]
+    bare.set_attn_implementation(shared_name)
     assert attention_in_use(bare.config) == inner, "the model did not take the new attention function"
 
 

@@ -18,16 +18,16 @@ from typing import Any
 
 import yaml
 
+from cpt.checkpoint.marker import COMPLETE, is_usable
 from cpt.config import ConfigError, Problem, RunConfig, to_yaml, validate
 from cpt.plan import Plan, read_plan, write_plan
 from cpt.planner.pilots import Grid, Pilot
-from cpt.report.reading import parse_object, read_lines
+from cpt.report.reading import read_lines
 from cpt.rundir import DataError, RunDir, step_of, write_atomic
 
-COMPLETE = "COMPLETE"  # as cpt.checkpoint.portable writes it; that module needs torch
 # What makes a pilot the one it is; the rest may change between two calls.
 COMPARED = ("model.init_from", "data.stores", "data.seq_len", "run.seed", "train", "eval.tokens_per_source")
-HOW_IT_COMPUTES = ("micro_batch_size", "activation_checkpointing")
+HOW_IT_COMPUTES = ("micro_batch_size", "activation_checkpointing", "compile")
 
 
 def is_finished(pilot: Pilot) -> bool:
@@ -52,7 +52,7 @@ def is_held(pilot: Pilot) -> bool:
 
 def can_start(grid: Grid, pilot: Pilot) -> bool:
     """A trunk at once, a branch as soon as its trunk has saved where it leaves."""
-    return pilot.trunk is None or pilot.run_dir.exists() or _is_whole(_branch_point(grid, pilot))
+    return pilot.trunk is None or pilot.run_dir.exists() or is_usable(_branch_point(grid, pilot))
 
 
 def write_run_files(grid: Grid) -> None:
@@ -81,7 +81,7 @@ def make_branch(grid: Grid, pilot: Pilot) -> None:
     if pilot.run_dir.exists():
         return
     source = _branch_point(grid, pilot)
-    if not _is_whole(source):
+    if not is_usable(source):
         rule = f"there is no complete checkpoint {source}"
         raise DataError(f"{pilot.name}: it branches off {pilot.trunk}, but {rule}; train the trunk first")
     trunk_plan = read_plan(RunDir(source.parent.parent).plan)
@@ -92,6 +92,8 @@ def make_branch(grid: Grid, pilot: Pilot) -> None:
     rows = trunk_plan.rows_before(pilot.num_steps)
     (stage,) = trunk_plan.stages
     write_plan(making.plan, replace(trunk_plan, stages=(replace(stage, end_row=rows),)))
+    making.plans.mkdir()
+    write_plan(making.plan_from(0), trunk_plan)  # whose rows the checkpoint was trained on
     write_atomic(making.config, to_yaml(branch_config(pilot.config, trunk_plan)))
     making.root.rename(pilot.run_dir)
 
@@ -121,7 +123,7 @@ def drop_checkpoints(grid: Grid) -> None:
     for pilot in grid.pilots:
         waiting = {branch.first_step for branch in grid.branches(pilot) if not branch.run_dir.exists()}
         folders = sorted(path for path in RunDir(pilot.run_dir).checkpoints.glob("step_*") if step_of(path) is not None)
-        whole = [folder for folder in folders if _is_whole(folder)]
+        whole = [folder for folder in folders if is_usable(folder)]
         finished = is_finished(pilot)
         for folder in whole if finished else whole[:-1]:
             if step_of(folder) not in waiting:
@@ -166,16 +168,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _branch_point(grid: Grid, pilot: Pilot) -> Path:
     assert pilot.trunk is not None
     return RunDir(grid.pilot(pilot.trunk).run_dir).checkpoint(pilot.first_step)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether every file is there in the size that the marker promises."""
-    marker = checkpoint / COMPLETE
-    if not marker.is_file():
-        return False
-    sizes = parse_object(marker.read_bytes()) or {}
-    files = {name: checkpoint / name for name in sizes}
-    return bool(files) and all(path.is_file() and path.stat().st_size == sizes[name] for name, path in files.items())
 
 
 def _link(source: Path, target: Path) -> None:

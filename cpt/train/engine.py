@@ -13,7 +13,6 @@ over fp32 weights under ZeRO 0, bf16 weights with sharded masters under ZeRO 1-3
 import logging
 import os
 import shutil
-import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -23,6 +22,7 @@ from math import prod
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from cpt.checkpoint.portable import Fragment
 from cpt.train import gloo
@@ -63,10 +63,7 @@ def start_process_group(*, hang_seconds: float = 1800.0) -> Topology:
 
     _quieten()
     launched = "RANK" in os.environ
-    if not launched:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if on_gpu:
         torch.cuda.set_device(local_rank)
     else:  # otherwise a C++ kernel that gloo does not need is compiled at every first start: half a minute
@@ -76,6 +73,8 @@ def start_process_group(*, hang_seconds: float = 1800.0) -> Topology:
     if not dist.is_initialized():
         if launched:
             start_group(backend, device, hang_seconds=hang_seconds)
+        else:  # needs no port, and the next run of this process finds the environment as this one did
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
         if not on_gpu:  # the slots in which DeepSpeed keeps what it found in torch
             transport = deepspeed.comm.comm.cdb
@@ -97,12 +96,6 @@ def stop_process_group() -> None:
     from deepspeed.utils import groups
 
     groups._WORLD_GROUP = None  # it keeps the destroyed group, and a second run in this process would be handed it
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Engine:
@@ -134,6 +127,7 @@ class Engine:
         )
         with redirect_stdout(StringIO()):  # some classes print a dozen lines about the memory of the host
             self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self._deepspeed.train()  # a model that was loaded comes for evaluation, where it recomputes and drops nothing
         if topology.world_size == 1 and self.is_replicated:  # it would copy every gradient to and fro
             self._deepspeed.enable_backward_allreduce = False
         self._state = sharded_state(spec.zero_stage, self._deepspeed.optimizer, self._names)

@@ -37,11 +37,13 @@ class StopFlag:
     GRACE_SECONDS = 5.0
     LOOK_SECONDS = 0.5  # between two looks for the stop file, which may lie on a slow shared disk
 
-    def __init__(self) -> None:
+    def __init__(self, *, seconds_before: float = 0.0) -> None:
+        """``seconds_before``: that the job had used before this process, in starts which crashed."""
         self.reason: str | None = None  # SIGTERM, SIGINT, stop file, time limit
         self.is_agreed = False  # all ranks know, and leave together
         self.save_seconds = 0.0  # what the save at the end will take; a time limit leaves room for it
         self._started = time.monotonic()
+        self._seconds_before = seconds_before
         self._raised_at = 0.0
         self._limit_seconds = math.inf
         self._file: Path | None = None
@@ -52,8 +54,8 @@ class StopFlag:
             signal.signal(number, self._raise_flag)
 
     def also_at(self, *, file: Path | None = None, limit_seconds: float | None = None) -> None:
-        """Raise the flag too where ``file`` appears, and ``limit_seconds`` after this process started, less the time
-        of a save.
+        """Raise the flag too where ``file`` appears, and ``limit_seconds`` after the job started, less the time of a
+        save; but never more than half of the limit, for an estimate that exceeds it must not leave nothing to train in.
         """
         self._file = file
         self._limit_seconds = math.inf if limit_seconds is None else limit_seconds
@@ -62,7 +64,8 @@ class StopFlag:
     def is_raised(self) -> bool:
         """Whether this process has been asked to stop; says nothing of other ranks."""
         now = time.monotonic()
-        if self.reason is None and now - self._started >= self._limit_seconds - self.save_seconds:
+        room = min(self.save_seconds, self._limit_seconds / 2)
+        if self.reason is None and self._seconds_before + now - self._started >= self._limit_seconds - room:
             self.reason, self._raised_at = "time limit", now
         if self.reason is None and self._file is not None and now - self._looked_at > self.LOOK_SECONDS:
             self._looked_at = now

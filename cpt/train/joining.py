@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from cpt.train.heartbeat import START_SECONDS
 from launch.local import LISTENER
 
+POLL_SECONDS = 0.05
 JOIN_SECONDS = 60.0  # at least: imports from a cold shared file system
 
 
@@ -41,7 +42,8 @@ def join(*, rank: int, world_size: int, seconds: float) -> Store:
     keys = {each: f"joined/{each}" for each in range(world_size)}
     store.set(keys[rank], f"host {socket.gethostname()}, process {os.getpid()}")
     deadline = time.monotonic() + seconds
-    while not _all_came(store, keys):  # in turns, between which signals are heard
+    while not _all_came(store, keys):
+        time.sleep(POLL_SECONDS)
         if time.monotonic() >= deadline:
             raise RuntimeError(_missing(store, keys, seconds))
     return PrefixStore("job", store)
@@ -65,13 +67,11 @@ def start_group(backend: str, device: torch.device, *, hang_seconds: float) -> N
 
 
 def _all_came(store: Store, keys: dict[int, str]) -> bool:
+    """Asked again and again: the store's own waiting prints a warning a second, which reads like a fault."""
     try:
-        store.wait(list(keys.values()), timedelta(seconds=1))
-    except dist.DistStoreError:
-        return False
+        return all(store.check([key]) for key in keys.values())
     except dist.DistError as error:
         raise RuntimeError(f"rank 0 has left before all {len(keys)} ranks came ({error}); see its output") from None
-    return True
 
 
 def _missing(store: Store, keys: dict[int, str], seconds: float) -> str:

@@ -137,6 +137,7 @@ class _Pass:
             losses[1 + places_C] = losses_C
             if grad_CV is not None:
                 self._add_gradients(places_C, hidden_CD, grad_CV)
+            del hidden_CD, logits_CV, losses_C, grad_CV  # else the next chunk's logits come beside them
         losses[0] = losses[1:].sum()
         return losses
 

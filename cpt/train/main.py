@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.local import end_with_launcher
+from launch.local import end_with_launcher, seconds_before
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     from cpt.train.guard import StopFlag
 
-    stop = StopFlag()
+    stop = StopFlag(seconds_before=seconds_before())
     stop.install()  # before anything slow, so that a signal during start-up is obeyed too
     from cpt.config import ConfigError, load_config
     from cpt.failures import explain

@@ -147,7 +147,8 @@ class _Exchange:
     def _swap(self, pieces: list[list[torch.Tensor]], sizes: list[int]) -> tuple[torch.Tensor, ...]:
         """Send ``pieces[rank]`` to each rank; returns what came from each, ``sizes[rank]`` elements."""
         outgoing = torch.cat(
-            [part.reshape(-1).to(self.device) for parts in pieces for part in parts] or [torch.empty(0)]
+            [part.reshape(-1).to(self.device) for parts in pieces for part in parts]
+            or [torch.empty(0, device=self.device)]
         )
         if self.world == 1:
             return (outgoing,)

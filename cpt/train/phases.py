@@ -40,11 +40,16 @@ class HostClock:
 
 
 class CudaClock:
-    """Time as the current CUDA stream sees it, by events."""
+    """Time as one CUDA stream sees it, by events: the one that the loop computes in. Phases also begin and end where
+    DeepSpeed has another one current, in which it reduces gradients beside the backward pass.
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.current_stream()
 
     def now(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(self._stream)
         return event
 
     def seconds(self, begin: object, end: object) -> float | None:

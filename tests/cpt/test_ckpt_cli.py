@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from cpt.checkpoint.portable import Checkpoint
+
 Workshop = Any  # the fixtures of tests/conftest.py
 FIELDS = {"train.tokens": 6 * 256, "checkpoint.every_steps": 2, "checkpoint.keep_last": 2, "eval.every_steps": 2}
 KEPT = {"checkpoint.keep_weights_every": 2, "checkpoint.keep_best": "code"}
@@ -67,6 +69,25 @@ def test_parameters_are_listed_with_shapes_and_norms(shop: Workshop) -> None:
     assert params["model.norm.weight"]["norms"]["param"] == pytest.approx(32**0.5, rel=0.1)
     shown = shop.cpt("ckpt", "inspect", checkpoint(shop, 2), "--params")
     assert shown.code == 0 and "model.norm.weight" in shown.out and "64 x 32" in shown.out
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_a_checkpoint_that_a_live_run_gives_up_meanwhile_is_no_damage(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    real, opened = Checkpoint.open, []
+
+    def retention_is_faster(path: Path) -> Checkpoint:
+        opened.append(path.name)
+        if opened.count("step_00000004") == (1 if verb == "inspect" else 2):
+            shutil.rmtree(checkpoint(shop, 4), ignore_errors=True)
+        return real(path)
+
+    monkeypatch.setattr(Checkpoint, "open", retention_is_faster)
+    done = shop.cpt("ckpt", verb, shop.run_dir("whole"), "--json")
+    assert done.code == 0 and "step_00000004" in opened, done.text
+    found = json.loads(done.out)[0]["checkpoints"]
+    assert [Path(each["path"]).name for each in found] == ["step_00000002", "step_00000006"]
 
 
 def test_a_broken_checkpoint_is_shown_with_the_reason_and_the_others_too(shop: Workshop) -> None:

@@ -190,6 +190,18 @@ def test_two_processes_in_one_run_folder_are_refused_with_3(own: Workshop) -> No
     assert own.records("run") == before
 
 
+def test_a_supervisor_does_not_take_the_signs_of_life_of_another_job_for_its_own(own: Workshop) -> None:
+    """It would start it again and again, and write so into the other job's diary."""
+    folder = own.run_dir("run")
+    (folder / "evals" / "step_00000008.json").unlink()
+    events = own.events("run")
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = own.cpt("resume", folder, "--supervise", "--max-restarts", "0")
+    assert done.code == 3 and "another process is training in this run folder" in done.err
+    assert own.events("run") == events
+
+
 # --- resuming, evaluating, exporting ----------------------------------------------------------------------------------
 
 
@@ -285,10 +297,10 @@ def full_disk(folder: Path) -> Any:
 def test_a_full_disk_loses_a_periodic_checkpoint_with_a_warning_but_fails_the_last_one(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cpt.checkpoint.portable.shutil.disk_usage", full_disk)
+    monkeypatch.setattr("cpt.checkpoint.writing.shutil.disk_usage", full_disk)
     done = shop.cpt("train", shop.run_file("run", {"checkpoint.every_steps": 4}))
     assert done.code == 3
-    assert "WARNING: no checkpoint after step 4" in done.err and "0.00 GiB are free" in done.err
+    assert "WARNING: no checkpoint after step 4" in done.err and "0.0 MiB are free" in done.err
     assert shop.records("run")[-1]["step"] == 8  # it went on
     assert done.err.splitlines()[-1].startswith("environment error:") and "Traceback" not in done.err
     assert [event["step"] for event in shop.events("run") if event["event"] == "checkpoint_failed"] == [4, 8]
@@ -301,16 +313,21 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_3_and_leaves_the_last_ch
 ) -> None:
     from cpt import run
     from cpt.train.losses import Losses
+    from cpt.train.trainer import Trainer
 
-    real, calls = run.forward_losses, []
+    real, step, steps = run.forward_losses, Trainer.step, []
+
+    def noted(self: Any, done: int) -> Any:
+        steps.append(done)
+        return step(self, done)
 
     def poisoned(model: Any, batch: Any, backend: str) -> Any:
-        calls.append(1)
         found = real(model, batch, backend)
-        wrong = math.nan if len(calls) > 2 * 5 else 1.0  # two micro-batches a step
+        wrong = math.nan if steps and steps[-1] >= 5 else 1.0
         return Losses(found.total * wrong, found.per_token_BT * wrong)
 
-    file = shop.run_file("run", {"checkpoint.every_steps": 4})
+    file = shop.run_file("run", {"checkpoint.every_steps": 4, "guard.max_rollbacks": 0})
+    monkeypatch.setattr(Trainer, "step", noted)
     monkeypatch.setattr(run, "forward_losses", poisoned)
     done = shop.cpt("train", file)
     assert done.code == 3 and "step 6" in done.err and "not finite" in done.err and "train.peak_lr" in done.err
@@ -321,13 +338,16 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_3_and_leaves_the_last_ch
 
 
 def test_weights_that_are_not_numbers_are_refused_before_the_first_step(own: Workshop) -> None:
-    """A checkpoint to start from whose file was damaged in place: same size, so only its values tell."""
+    """A checkpoint to start from that some program wrote so: sizes and hashes are right, only its values tell."""
+    from cpt.checkpoint.marker import FileFacts, content_hash, read_marker, write_marker
+
     path = own.run_dir("run") / "checkpoints/step_00000008"
-    shard = next(path.glob("shard_*"))
+    shard = next(path.glob("shard_*.param.safetensors"))
     content = bytearray(shard.read_bytes())
     content[-40_000:] = b"\xff" * 40_000  # all bits set is a NaN
     content[len(content) // 2 : len(content) // 2 + 4000] = b"\xff" * 4000
     shard.write_bytes(bytes(content))
+    write_marker(path, read_marker(path) | {shard.name: FileFacts(len(content), content_hash(shard))})
     config = yaml.safe_load((own.run_dir("run") / "config.yaml").read_text())
     config["model"] = {"init_from": str(path)}
     config["run"] = {"name": "next", "dir": str(own.root / "runs")}

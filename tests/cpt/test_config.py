@@ -145,6 +145,20 @@ def test_overrides_reach_nested_and_new_sections_and_the_last_one_wins() -> None
     assert config.run.seed == 2 and config.eval.at_steps == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("zero_optimization.offload_optimizer", "{device: cpu}"),
+        ("zero_optimization.stage", "2"),
+        ("zero_optimization.zero_hpz_partition_size", "8"),
+        ("gradient_clipping", "1.0"),
+        ("optimizer", "{type: SGD}"),
+    ],
+)
+def test_what_a_field_of_ours_says_is_not_said_again_in_the_keys_of_deepspeed(key: str, value: str) -> None:
+    assert f"deepspeed.extra.{key}" in refused(f"deepspeed.extra.{key}={value}")
+
+
 def test_a_field_of_the_default_schedule_can_be_set_alone() -> None:
     schedule = validate(changed("train.schedule.warmup_steps=7")).train.schedule
     assert (schedule.name, schedule.warmup_steps) == ("rewarm_cosine", 7)

@@ -86,7 +86,7 @@ def test_a_run_file_gives_the_setting_that_deepspeed_is_configured_with(workshop
     assert (here.zero_stage, here.grad_accum_steps, here.checkpointing) == (2, 1, "selective")
     assert here.attention == "runs" and here.num_buckets == 1 and here.bucket == 16_000_000
     there = setting_of(config, model, world_size=2, on_gpu=True)
-    assert there.attention == "fused" and there.num_buckets == 2 and there.bucket == 8_000_000
+    assert there.attention == "mask" and there.num_buckets == 2 and there.bucket == 8_000_000
     assert predict_memory(model, there) is not None
     extra = load_config(
         workshop.run_file("run", fields | {"deepspeed.extra": {"zero_optimization": {"reduce_bucket_size": 7}}})
@@ -142,6 +142,53 @@ def test_the_verb_takes_a_run_file_with_overrides(workshop: Workshop) -> None:
     done = workshop.cpt("plan", "fit-memory", file, "train.global_batch_tokens=512", "--gpus", 2, "--gpu-memory", "8GB")
     assert done.code == 0, done.text
     assert "train.micro_batch_size=8" in done.out
+
+
+def test_only_what_a_run_file_may_say_is_proposed(workshop: Workshop) -> None:
+    workshop.stores()
+    sections = {"train.global_batch_tokens": 512, "train.micro_batch_size": 1}
+    cases = (
+        ({"deepspeed.offload": "nvme", "deepspeed.nvme_dir": "swap", "deepspeed.zero_stage": 3}, {3}),
+        ({"deepspeed.offload": "cpu", "deepspeed.zero_stage": 1}, {1, 2, 3}),
+        ({"deepspeed.hpz_size": 2, "deepspeed.zero_stage": 3}, {3}),
+        ({"train.compile": True}, {0, 1, 2}),
+    )
+    for fields, stages in cases:
+        config = load_config(workshop.run_file("run", sections | fields))
+        for memory in (80 * GB, 2_000_000_000):
+            facts = fit_facts(config, Device(2, memory))
+            assert {each["zero_stage"] for each in facts["table"]} == stages, fields
+            if facts["choice"]:
+                load_config(workshop.run_file("run", sections | fields), facts["choice"]["overrides"])
+        assert all(
+            each.zero_stage in stages
+            for each in settings_that_fit(config, read_model_mapping(config.model), Device(2, 80 * GB))
+        )
+
+
+def test_numbers_of_gpus_that_a_run_cannot_have_are_refused(workshop: Workshop) -> None:
+    workshop.stores()
+    file = workshop.run_file("run", {"deepspeed.sequence_parallel": 2, "train.micro_batch_size": 1})
+    for gpus, field in ((3, "deepspeed.sequence_parallel"), (62, "train.global_batch_tokens")):
+        with pytest.raises(ConfigError, match=field):
+            fit_facts(load_config(file), Device(gpus, 80 * GB))
+
+
+def test_fp32_on_a_gpu_has_no_attention_kernel_without_a_mask(workshop: Workshop) -> None:
+    workshop.stores()
+    for precision, wanted in (("fp32", "mask"), ("bf16", "fused")):
+        config = load_config(workshop.run_file("run", {"train.precision": precision}))
+        assert setting_of(config, read_model_mapping(config.model), world_size=1, on_gpu=True).attention == wanted
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"num_attention_heads": "many"}, {"num_attention_heads": 0}, {"vocab_size": 1.5}, {"hidden_size": -8}]
+)
+def test_sizes_that_are_none_are_refused(one_b: RunConfig, sizes: dict[str, Any]) -> None:
+    model = {"model_type": "llama", **sizes}
+    config = one_b.model_copy(update={"model": one_b.model.model_copy(update={"init_from": None, "fresh": model})})
+    with pytest.raises(ConfigError, match="model"):
+        fit_facts(config, Device(8, 80 * GB))
 
 
 def test_bad_questions_are_refused_with_what_to_change(workshop: Workshop, tmp_path: Path) -> None:

@@ -44,10 +44,10 @@ def test_a_refusal_at_rank_0_is_raised_by_all_ranks_with_its_reason(
             run._claim(prepared, rank(number), resume=False)
 
 
-def test_a_claim_writes_nothing_but_the_lock(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_writes_nothing_but_signs_of_life(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.dist, "broadcast_object_list", lambda objects: None)
     with run._claim(prepared, rank(0), resume=False):
-        assert [path.name for path in Path(prepared.config.run_dir).iterdir()] == [".lock"]
+        assert {path.name for path in Path(prepared.config.run_dir).iterdir()} == {".lock", "heartbeats"}
     with run._claim(prepared, rank(1), resume=False):
         pass
 

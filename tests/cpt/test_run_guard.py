@@ -1,12 +1,16 @@
 """Who is to blame for a bad step, where a run goes back to, and what is said when it gives up."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpt.run_guard import RowLoss, to_blame
+from cpt.run_guard import Recovery, RowLoss, _undo_after, to_blame
+from cpt.rundir import RunDir, step_name
 from cpt.train.guard import BadStep, NonFiniteError
 
 
@@ -54,3 +58,29 @@ def test_at_least_one_row_is_always_to_blame(means: list[float]) -> None:
 def test_a_source_without_rows_to_blame_leaves_the_whole_step_out(limits: dict[str, float]) -> None:
     found = rows("web", 2.0, 30.0, 2.0)
     assert to_blame(found, BadStep(7, ["spike"], limits), sigma=8.0) == found
+
+
+def test_what_undone_updates_left_is_taken_away_and_nothing_else(tmp_path: Path) -> None:
+    rundir: Any = RunDir(tmp_path)
+    rundir.evals.mkdir()
+    for step in (0, 4, 8):
+        (rundir.checkpoints / step_name(step)).mkdir(parents=True)
+        (rundir.checkpoint(step) / "COMPLETE").touch()
+        rundir.eval_file(step).touch()
+    _undo_after(SimpleNamespace(rundir=rundir), 4)  # type: ignore[arg-type]
+    assert sorted(path.name for path in rundir.checkpoints.iterdir()) == [step_name(0), step_name(4)]
+    assert sorted(path.stem for path in rundir.evals.iterdir()) == [step_name(0), step_name(4)]
+
+
+def test_attempts_are_counted_anew_after_a_checkpoint_behind_the_last_bad_step() -> None:
+    nothing: Any = None
+    recovery = Recovery(nothing, nothing, nothing)
+
+    def counts(bad_step: int, newest: int) -> tuple[int, int, int]:
+        recovery._count(bad_step, newest=newest)
+        return recovery._attempts, recovery._tries, recovery._first_bad
+
+    assert [counts(12, 10), counts(12, 10)] == [(1, 1, 12), (2, 2, 12)]
+    assert counts(40, 10) == (3, 1, 40)  # elsewhere, but without progress
+    assert counts(40, 30) == (4, 2, 40)
+    assert counts(50, 45) == (1, 1, 50)  # a checkpoint of step 45: the steps before are behind it

@@ -1,13 +1,17 @@
 """Checkpoints of a whole run: what is kept, copied and reported, and that no failure on the way costs an older one."""
 
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cpt.checkpoint import background
+from cpt import run_evaluation, run_saving
+from cpt.checkpoint import background, upload
 from cpt.checkpoint.portable import Checkpoint
 from cpt.checkpoint.retention import survey
 from cpt.checkpoint.upload import Uploader
@@ -101,6 +105,57 @@ def test_a_periodic_save_that_fails_is_reported_and_the_last_one_must_succeed(
     monkeypatch.undo()
     assert shop.cpt("resume", shop.run_dir("full")).code == 0
     assert shop.losses("full") == shop.losses("kept")  # bit for bit
+
+
+def test_a_stop_while_a_finished_run_waits_for_its_copies_is_obeyed_and_the_next_start_copies_on(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(folder: Path, url: str) -> int:
+        if folder.name == step_name(8):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20.0)
+        raise OSError("the network is down")
+
+    monkeypatch.setattr(upload, "copy_checkpoint", stuck)
+    file = shop.run_file("uploading", {"checkpoint.upload_to": f"file://{shop.root}/far", "checkpoint.every_steps": 8})
+    started = time.monotonic()
+    done = shop.cpt("train", file)
+    assert done.code == 143 and time.monotonic() - started < 20.0, done.text
+    assert events(shop, "uploading", "sigterm")[0]["step"] == 8 and not events(shop, "uploading", "finish")
+    monkeypatch.undo()
+    assert shop.cpt("resume", shop.run_dir("uploading")).code == 0
+    assert Checkpoint.open(shop.root / "far/uploading" / step_name(8)).verify() == []
+    assert len(events(shop, "uploading", "finish")) == 1
+
+
+def test_an_evaluation_that_cannot_be_written_costs_no_checkpoint_and_the_last_one_is_made_up_for(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_evaluation, "write_eval", full_disk)
+    done = shop.cpt("train", shop.run_file("unwritten", {"checkpoint.every_steps": 4, "eval.every_steps": 4}))
+    assert done.code == 3 and "all steps are done and saved, but" in done.err and "Traceback" not in done.err
+    assert [event["step"] for event in events(shop, "unwritten", "eval_failed")] == [0, 4, 8]
+    assert survey(shop.run_dir("unwritten") / "checkpoints") == {4: "full", 8: "full"}
+    monkeypatch.undo()
+    again = shop.cpt("resume", shop.run_dir("unwritten"))
+    assert again.code == 0 and shop.evaluation("unwritten", 8) == shop.evaluation("kept", 8), again.text
+
+
+def test_a_stop_file_that_comes_after_the_last_step_is_not_left_for_the_extension(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run_saving.finish_uploads
+
+    def late(run: Any, step: int) -> bool:
+        run.rundir.stop_file.touch()
+        return real(run, step)
+
+    monkeypatch.setattr("cpt.run.finish_uploads", late)
+    assert shop.cpt("train", shop.run_file("late", {"train.tokens": 512})).code == 0
+    assert not (shop.run_dir("late") / "STOP").exists()
 
 
 @pytest.mark.parametrize(

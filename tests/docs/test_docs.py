@@ -37,6 +37,7 @@ from cpt.data.skipping import SkippedRow, write_skipped
 from cpt.data.token_store import StoreLabel, TokenizerFacts, TokenStore, write_split
 from cpt.data.vocabulary import VocabularyExtension, write_extension
 from cpt.eval.records import EvalRecord, SourceEval, aggregate
+from cpt.heartbeats import Beat, write_beat
 from cpt.model.build import Needs, build_model
 from cpt.plan import PlanSource, StageWish, build_plan
 from cpt.planner.laws.table import LAWS
@@ -60,7 +61,8 @@ FENCE = re.compile(r"(?:<!-- excerpt: (?P<excerpt>\S+) -->\n)?^```(?P<language>\
 # What a page leaves to the reader -> what it is in the workplace.
 PLACEHOLDERS = {"TOKENIZER": "runs/quickstart/tokenizer"}
 VOCAB_SIZE, SEQ_LEN, BATCH_TOKENS = 300, 16, 64
-# Appended where several processes start: what is shown is that they do, and they cost more than the steps.
+# Appended where several processes start: what is shown is that they do, and they cost more than the steps. Not where
+# checkpoints are asked for: a later command goes on from them.
 FEW_STEPS = f" train.tokens={4 * BATCH_TOKENS} eval.at_steps=[]"
 # The planning page's questions about runs/ count in steps of so many tokens; the workplace's table in its own.
 STEP_TOKENS = 2048
@@ -74,7 +76,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 # Pages whose blocks are one walk: each goes on with what the ones before it made.
-WALKS = ("data.md",)
+WALKS = ("data.md", "operations.md")
 
 
 def command_blocks() -> Iterator[Any]:
@@ -179,6 +181,7 @@ def made_small(command: str) -> str:
         command += " data.max_epochs=90"
     command = command.replace("--num-tokens 2000", "--num-tokens 20 --min-count 5").replace("--seq-len 8192", "")
     command = command.replace("stores/general --seq-len 2048", "stores/general --seq-len 16 --seq-len 64")
+    command = command.replace("--tokens +100K", "--tokens +2K")
     if re.match(r"cpt plan (recommend|predict) ", command) and "--law" not in command:
         command += " --law l1"
     command = command.replace(f"batch_tokens={STEP_TOKENS}", f"batch_tokens={BATCH_TOKENS}")
@@ -242,7 +245,7 @@ def test_every_command_of_the_pages_runs(
         if command.startswith("cpt resume"):
             interrupt(workplace, command)
         if "--nproc" in command or command.startswith("deepspeed"):
-            run_as_process(command + FEW_STEPS, workplace)
+            run_as_process(command + ("" if "checkpoint." in command else FEW_STEPS), workplace)
         else:
             run_here(command, workshop.cpt)
     for config in workplace.glob("runs/*/config.yaml"):
@@ -430,7 +433,13 @@ def skipped_rows(folder: Path) -> Any:
     return json.loads((folder / "skipped_rows.json").read_text())
 
 
+def a_heartbeat(folder: Path) -> Any:
+    write_beat(folder, Beat(0, "node7", 4711))
+    return json.loads((folder / "rank_00000.json").read_text())
+
+
 WITHOUT_EXCERPT: dict[str, Callable[[Path], Any]] = {
+    "heartbeats/rank_N.json": a_heartbeat,
     "skipped_rows.json": skipped_rows,
     "summary.json": a_stage_summary,
     "view.json": a_view,

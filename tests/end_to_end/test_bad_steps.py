@@ -162,3 +162,14 @@ def test_two_ranks_agree_on_the_rows_of_one(shop: Workshop) -> None:
         (row["step"], row["row"]) for row in skipped(shop, "alone")
     ]
     assert shop.losses("pair") == pytest.approx(shop.losses("alone"), rel=1e-6)
+
+
+def test_where_the_skipped_rows_cannot_be_written_all_ranks_end_with_the_reason(shop: Workshop) -> None:
+    (shop.run_dir("unwritable") / "skipped_rows.json").mkdir(parents=True)  # no file can take its place
+    file = shop.run_file("unwritable", FIELDS | {"train.micro_batch_size": 2})
+    process = shop.start_command(command([{"kind": "nan_rows", "step": 7, "rows": [1]}], "train", file, "--nproc", 2))
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 3, text
+    for start in ("environment error: rank 0", "rank 1: environment error: rank 0"):
+        assert any(line.startswith(start) and "skipped_rows.json" in line for line in text.splitlines()), text
+    assert "Traceback" not in text

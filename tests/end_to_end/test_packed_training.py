@@ -80,7 +80,7 @@ def test_a_curriculum_is_read_in_its_order_beside_a_shuffled_source(shop: Worksh
     shuffled = at.row_in_source[at.source_index != ordered].tolist()
     assert shuffled != sorted(shuffled)
     last = prepared.train_stores["ordered"].store
-    first_row = prepared.rows["ordered"].row(0).input_ids.tolist()
+    first_row = prepared.rows["ordered", plan.seq_len].row(0).input_ids.tolist()
     assert first_row == last.read(last.num_tokens - 41, last.num_tokens)[:32].tolist()
     done = shop.cpt("train", file)
     assert done.code == 0, done.text

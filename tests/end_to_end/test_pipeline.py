@@ -97,7 +97,9 @@ def test_two_ranks_trained_every_step_of_the_plan(shop: Workshop) -> None:
     assert json.loads((shop.run_dir("continued") / "environment.json").read_text())["world_size"] == 2
     assert [record["step"] for record in shop.records("continued")] == list(range(1, STEPS + 1))
     assert [event["event"] for event in shop.events("continued")][-1] == "finish"
-    assert len(list((shop.run_dir("continued") / f"checkpoints/step_{STEPS:08d}").glob("shard_*-of-00002.*"))) == 2
+    assert (
+        len(list((shop.run_dir("continued") / f"checkpoints/step_{STEPS:08d}").glob("shard_*-of-00002.param.*"))) == 2
+    )
 
 
 def test_the_shares_realised_are_the_planned_ones(shop: Workshop) -> None:

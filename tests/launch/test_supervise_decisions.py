@@ -92,6 +92,8 @@ folder, plan = Path(sys.argv[1]), sys.argv[2].split(",")
 (folder / "config.yaml").touch()
 number = len(list(folder.glob("start*")))
 (folder / f"start{number}").write_text(json.dumps([sys.argv[3:], os.environ["WORLD_SIZE"]]))
+from launch.local import seconds_before
+(folder / f"age{number}").write_text(str(seconds_before()))
 word = plan[min(number, len(plan) - 1)]
 events = (folder / "events.jsonl").open("a")
 print(json.dumps({"event": "start", "step": 0}), file=events, flush=True)
@@ -131,6 +133,12 @@ def test_a_crashed_job_is_started_again_by_the_arguments_of_a_resume_until_it_fi
     assert code == 0 and [arguments for arguments, _ in starts] == [["first"], ["again"], ["again"]]
     restarts = [event for event in events if event["event"] == "restart"]
     assert [(r["attempt"], r["exit_code"], r["checkpoint"]) for r in restarts] == [(2, 4, None), (3, 4, 1)]
+
+
+def test_every_start_is_told_how_long_the_job_has_been_at_work(run: Callable[..., Ran], tmp_path: Path) -> None:
+    run("crash,crash,finish")
+    first, second, third = (float((tmp_path / f"run/age{number}").read_text()) for number in range(3))
+    assert first < 0.5 * second and second < third < 60.0
 
 
 def test_a_folder_that_was_there_before_is_left_to_the_trainer_to_refuse(

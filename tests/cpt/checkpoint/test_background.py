@@ -161,6 +161,31 @@ def test_a_rank_that_says_nothing_fails_the_save_within_its_time(tmp_path: Path,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_rank_whose_copy_fails_says_so_at_once_and_rank_0_need_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone_of_two: Saver
+) -> None:
+    def no_memory(*arguments: Any) -> None:
+        raise RuntimeError("out of host memory")
+
+    other, folder = Saver(rank=1, world_size=2), tmp_path / step_name(3)
+    monkeypatch.setattr(background, "from_first", lambda value, world_size: "0000abcd" if value else value)
+    folder.mkdir()  # which rank 0 makes
+    with monkeypatch.context() as patch:
+        patch.setattr(HostCopy, "copy", no_memory)
+        other.begin(folder, half(1), META)
+        other.wait()
+    (receipt,) = folder.iterdir()
+    assert receipt.name == ".receipt_0000abcd_00001.json"
+    content = receipt.read_text()
+    assert "rank 1: RuntimeError: out of host memory" in content
+    alone_of_two.patience_seconds = 60.0
+    alone_of_two.begin(folder, half(0), META)
+    receipt.write_text(content)
+    alone_of_two._join(alone_of_two._task.thread, folder)  # type: ignore[union-attr, arg-type]
+    (saved,) = alone_of_two.poll()
+    assert saved.error == "rank 1: RuntimeError: out of host memory" and not folder.exists()
+
+
 def test_a_receipt_of_another_attempt_does_not_count(tmp_path: Path, alone_of_two: Saver) -> None:
     alone_of_two.begin(tmp_path / step_name(3), half(0), META)
     (tmp_path / step_name(3) / ".receipt_00000000_00001.json").write_text('{"files": {}, "kinds": {}}')

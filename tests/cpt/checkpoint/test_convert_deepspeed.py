@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from cpt.checkpoint.convert_deepspeed import Inert, open_deepspeed, read_plain, shards
+from cpt.checkpoint.convert_deepspeed import Inert, open_deepspeed, read_plain, shards, write_universal
+from cpt.checkpoint.portable import Checkpoint, CheckpointMeta, Fragment
+from cpt.checkpoint.writing import finish_checkpoint, start_checkpoint, write_shard
 from cpt.rundir import DataError
 
 MODEL_FILE = "mp_rank_00_model_states.pt"
@@ -92,3 +94,15 @@ def test_no_folder_of_deepspeed_is_told_so(tmp_path: Path) -> None:
         open_deepspeed(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         open_deepspeed(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["../../outside", "a/b", "..", ""])
+def test_a_parameter_name_that_leads_out_of_the_folder_is_never_made_one(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "checkpoints" / "step_00000003"
+    start_checkpoint(folder, 0)
+    fragment = Fragment(name or "x", 0, {kind: torch.ones(2) for kind in ("param", "exp_avg", "exp_avg_sq")})
+    meta = CheckpointMeta(3, 9, {}, 3, 0, "f", {name: [2]}, {}, {}, {})
+    finish_checkpoint(folder, meta, [write_shard(folder, [fragment], rank=0, world_size=1)])
+    with pytest.raises(DataError, match="cannot name a folder"):
+        write_universal(Checkpoint.open(folder), tmp_path / "deep" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]

@@ -237,6 +237,8 @@ def test_a_damaged_meta_file_is_refused_by_name(folder: Path, content: bytes, re
         ({"parameter_shapes": {"w": [-1]}}, "steps, tokens and shapes must be whole numbers from 0"),
         ({"step": "7"}, "steps, tokens and shapes must be whole numbers from 0"),
         ({"state_kinds": {"w": [1]}}, "state_kinds must hold words"),
+        ({"written_by": []}, "written_by must be a JSON object"),
+        ({"tokens_by_source": None}, "tokens_by_source must be a JSON object"),
     ],
 )
 def test_meta_values_of_another_type_are_refused(folder: Path, changes: dict[str, Any], reason: str) -> None:
@@ -262,7 +264,11 @@ def test_a_damaged_completion_marker_is_refused_by_name(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../secret.safetensors", "/etc/passwd", "shard_00000-of-00002.safetensors", "a.pkl"]
+    "name",
+    [
+        *("../../secret.safetensors", "/etc/passwd", "shard_00000-of-00002.safetensors", "a.pkl"),
+        f"shard_00000-of-{'9' * 5000}.param.safetensors",  # more digits than Python turns into a number
+    ],
 )
 def test_a_completion_marker_cannot_promise_what_is_no_file_of_a_checkpoint(folder: Path, name: str) -> None:
     promise(folder, **{name: {"bytes": 1, "xxh3_128": "0" * 32}})

@@ -120,8 +120,9 @@ def test_a_checkpoint_that_was_given_up_meanwhile_is_reported_without_trying_aga
     assert done.error is not None and "no such checkpoint folder" in done.error
 
 
-def test_the_end_of_a_run_waits_no_longer_than_it_says(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("timeout", "asked"), [(0.1, False), (60.0, True)])
+def test_the_end_of_a_run_waits_no_longer_than_it_says_or_until_it_is_asked_to_stop(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float, asked: bool
 ) -> None:
     failing(monkeypatch, 99)
     uploader = Uploader(f"memory://{tmp_path.name}", "demo", retry_seconds=(60.0,))
@@ -130,7 +131,7 @@ def test_the_end_of_a_run_waits_no_longer_than_it_says(
     while not uploader.busy:
         time.sleep(0.01)
     assert uploader.busy == {5}
-    assert not uploader.finish(timeout=0.1) and time.monotonic() - started < 5.0
+    assert not uploader.finish(timeout=timeout, should_stop=lambda: asked) and time.monotonic() - started < 5.0
 
 
 @pytest.mark.parametrize(

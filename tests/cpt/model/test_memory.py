@@ -149,6 +149,13 @@ def test_muon_keeps_one_moment_of_the_blocks_matrices() -> None:
     assert terms[0]["optimizer moments"] - terms[1]["optimizer moments"] == 4 * matrices
 
 
+def test_a_second_copy_of_the_weights_is_counted() -> None:
+    setting = Setting(2048, 1, zero_stage=3, world_size=16, hpz_size=8)
+    for mode in ("none", "full"):
+        terms = predict(BIG, replace(setting, checkpointing=mode, loss_chunk=1024)).terms
+        assert terms["second copy of weights (hpZ)"] == pytest.approx(2 * num_parameters(BIG) / 8, abs=1)  # type: ignore[operator]
+
+
 def test_rows_shared_by_ranks_are_divided() -> None:
     shape = memory.model_shape(BIG)
     assert shape is not None

@@ -1,5 +1,6 @@
 """Recomputing forgets activations and changes no gradient."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -59,6 +60,13 @@ def test_full_keeps_less_than_selective_and_selective_less_than_none() -> None:
 def test_the_banner_says_what_is_kept() -> None:
     assert set_recompute(build("none"), "none") == ""
     assert "matrix products and attention are kept" in set_recompute(build("none"), "selective")
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_nobody_is_warned_of_calls_that_are_not_theirs(mode: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(mode)
 
 
 def test_a_family_without_blocks_to_recompute_is_refused() -> None:

@@ -21,6 +21,7 @@ from cpt.data.batch import Batch
 from cpt.data.place import Place
 from cpt.eval.perplexity import EvalSpec, HeldOut, evaluate
 from cpt.model import kernels
+from cpt.model.attention import attention_in_use, name_of_shared
 from cpt.model.ulysses import _check_model, attend_shared, share_rows
 from cpt.plan_parts import heads_rule
 from cpt.train.losses import losses_of_logits
@@ -206,3 +207,15 @@ def test_a_bias_by_position_is_refused() -> None:
     group: Any = None
     with pytest.raises(ConfigError, match="a bias by position"):
         attend_shared(lambda *a, **k: (a[0], None), (group, 2), object(), *torch.zeros(3, 1, 2, 4, 8), position_bias=1)
+
+
+@pytest.mark.parametrize("inner", ["flash_attention_2", "flash_attention_3", "sdpa", "cpt_varlen"])
+def test_ranks_can_share_rows_with_any_attention_function(inner: str) -> None:
+    """transformers loads a kernel for a name with the word flash in it, and finds none for ours."""
+    from transformers import AttentionInterface
+
+    name = name_of_shared(inner)
+    AttentionInterface.register(name, attend_shared)
+    model: Any = build("llama")
+    model.set_attn_implementation(name)
+    assert model.config._attn_implementation == name and attention_in_use(model.config) == inner

@@ -105,6 +105,31 @@ def test_a_time_limit_leaves_room_for_the_save(monkeypatch: pytest.MonkeyPatch) 
     assert flag.seconds_ago == 5.0
 
 
+def test_a_save_that_would_take_longer_than_the_limit_leaves_half_of_it_to_train_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    flag = StopFlag()
+    flag.also_at(limit_seconds=600.0)
+    flag.save_seconds = 4200.0  # of 70 billion parameters, as long as none has been measured
+    now[0] += 299.0
+    assert not flag.is_raised
+    now[0] += 2.0
+    assert flag.is_raised
+
+
+def test_time_that_earlier_starts_of_the_job_used_counts_towards_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    flag = StopFlag(seconds_before=3000.0)
+    flag.also_at(limit_seconds=3600.0)
+    now[0] += 599.0
+    assert not flag.is_raised and flag.age_seconds == 599.0  # of this process
+    now[0] += 2.0
+    assert flag.is_raised and flag.reason == "time limit"
+
+
 def test_signals_are_heard_before_torch_is_loaded() -> None:
     program = "import sys; from cpt.train.guard import StopFlag; StopFlag().install(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

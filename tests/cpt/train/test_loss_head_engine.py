@@ -1,6 +1,7 @@
 """Losses in chunks under a real engine: every ZeRO stage and precision, one rank and two, gradients and weights alike."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +15,17 @@ from cpt.data.batch import Batch
 from cpt.model import kernels
 from cpt.model.recompute import set_recompute
 from cpt.train import losses
-from cpt.train.engine import Engine, EngineSpec, Topology, _free_port, start_process_group, stop_process_group
+from cpt.train.engine import Engine, EngineSpec, Topology, start_process_group, stop_process_group
 from cpt.train.loss_head import attach_loss_head, forward_losses
 from cpt.train.optim import OptimizerSpec, build_optimizer
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +91,7 @@ def test_a_run_in_chunks_is_the_run_of_whole_logits(
 
 
 def test_two_ranks_do_the_same_under_every_stage() -> None:
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(

@@ -1,5 +1,7 @@
 """The loss equals its definition, token by token and source by source; in chunks it equals the loss of whole logits."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -211,3 +213,19 @@ def test_logits_never_exist_as_a_whole() -> None:
     with Watch():
         linear_losses(hidden, weight, None, torch.zeros(1, tokens, dtype=torch.int64))[0].backward()
     assert max(sizes) == chunk_tokens(vocab, "cpu") * vocab < tokens * vocab
+
+
+def test_the_logits_of_a_chunk_are_gone_when_those_of_the_next_one_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def watched(*inputs: Tensor) -> Tensor:
+        assert all(logits() is None for logits in made)
+        logits = linear(*inputs)
+        made.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(module, "linear", watched)
+    monkeypatch.setattr(module, "chunk_tokens", lambda vocab_size, device_type: 3)
+    hidden, weight = torch.randn(2, 5, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    linear_losses(hidden, weight, None, torch.ones(2, 5, dtype=torch.int64))
+    assert len(made) == 4

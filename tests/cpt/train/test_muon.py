@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cpt.train.muon import MOMENTUM, Cut, deal, orthogonal_update
+from cpt.train.muon import MOMENTUM, Cut, _Exchange, deal, orthogonal_update
 from cpt.train.optim import OptimizerSpec, block_matrices, build_optimizer, parameter_groups
 
 MUON = OptimizerSpec("muon", weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
@@ -84,3 +84,9 @@ def test_every_matrix_is_dealt_to_one_rank_and_no_rank_gets_more_than_its_share_
     cost = {name: min(shape) * shape[0] * shape[1] for name, shape in shapes.items()}
     heaviest = max((sum(cost[name] for name in names) for names in owned), default=0)
     assert heaviest <= sum(cost.values()) / world + max(cost.values(), default=0)
+
+
+def test_a_rank_without_a_matrix_exchanges_nothing_on_its_own_device() -> None:
+    """nccl knows no tensors of the host; more ranks than matrices is usual."""
+    (nothing,) = _Exchange(Cut({}, {}), torch.device("meta"), 1)._swap([[]], [0])
+    assert nothing.device.type == "meta" and nothing.numel() == 0

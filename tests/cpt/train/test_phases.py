@@ -118,7 +118,8 @@ def test_a_gpu_is_timed_by_events_that_are_read_when_they_have_passed(monkeypatc
             assert enable_timing
             self.recorded, self.passed = False, False
 
-        def record(self) -> None:
+        def record(self, stream: object) -> None:
+            assert stream == "the loop's"  # and not the one that is current by now
             self.recorded = True
 
         def query(self) -> bool:
@@ -129,7 +130,9 @@ def test_a_gpu_is_timed_by_events_that_are_read_when_they_have_passed(monkeypatc
             return 1500.0  # milliseconds
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the loop's")
     clock = CudaClock()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "that of DeepSpeed's reductions")
     begin, end = clock.now(), clock.now()
     assert clock.seconds(begin, end) is None
     end.passed = True  # type: ignore[attr-defined]
