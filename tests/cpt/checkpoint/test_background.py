@@ -212,6 +212,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from cpt.checkpoint import background
+from cpt.failures import leave
 from test_background import META, whole
 
 def forever(*arguments, **options):
@@ -219,10 +220,11 @@ def forever(*arguments, **options):
 
 background.write_shard = forever
 background.Saver().begin(Path(sys.argv[2]), whole(), META)
+leave(0)  # as every command and every rank of the product ends
 """
 
 
-def test_the_interpreter_ends_while_a_save_is_in_flight(tmp_path: Path) -> None:
+def test_a_process_leaves_while_a_save_is_in_flight(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LEAVING, str(Path(__file__).parent), str(tmp_path / step_name(3))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=40, check=False)
