@@ -7,6 +7,9 @@ put in from outside: files are cut, flipped or crowded out, processes killed or 
 loader is wrapped before it starts. "Nothing lost" is measured: where the fault leaves the data alone, every loss of
 every step equals that of a run that nothing happened to, bit for bit; where rows are skipped, those before the fault
 do, no step is missing, and the rows are on record.
+
+The spike comes at step 41 to 58 of 60, in steps of 16 rows. In a first form of this benchmark (8 rows, 40 steps, from
+step 21 on, where this model's loss still falls fast) the guard saw a spike a step or more late, and skipped good rows.
 """
 
 import argparse

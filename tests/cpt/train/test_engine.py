@@ -330,7 +330,7 @@ leave(0)
 def test_a_model_is_cut_up_as_it_is_built_and_no_rank_ever_holds_a_whole_copy() -> None:
     for output in run_ranks(SHARDED_AT_ONCE, 2):
         (share,) = (float(line.split()[1]) for line in output.splitlines() if line.startswith("SHARE"))
-        assert share < 0.8
+        assert 0.1 < share < 0.8  # below: the measurement saw nothing, an earlier peak hides what was built
 
 
 def compiled_io() -> bool:
