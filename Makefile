@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint bench clean
+.PHONY: install quickstart test test-nvme lint bench clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,10 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# State in files (deepspeed.offload=nvme): DeepSpeed's extension is compiled first, for minutes.
+test-nvme: install
+	CPT_TEST_NVME=1 $(BIN)/python -m pytest tests/cpt/train/test_engine.py -k swapped_to_files
 
 lint: install
 	$(BIN)/ruff format --check .

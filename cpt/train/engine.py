@@ -13,12 +13,14 @@ over fp32 weights under ZeRO 0, bf16 weights with sharded masters under ZeRO 1-3
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from math import prod
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -26,6 +28,7 @@ from torch._C._distributed_c10d import HashStore
 
 from cpt.checkpoint.portable import Fragment
 from cpt.train import gloo
+from cpt.train.abandoned_build import clear_abandoned_build
 from cpt.train.collectives import count_collectives
 from cpt.train.deepspeed_config import EngineSpec, deepspeed_config
 from cpt.train.guard import check_finite
@@ -324,6 +327,12 @@ def check_machine(spec: EngineSpec, topology: Topology) -> None:
             "deepspeed.offload=nvme writes with DeepSpeed's async_io extension, which is compiled at the first start; "
             f"this machine lacks {', '.join(missing)}. Install it, or use deepspeed.offload=cpu"
         )
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        from torch.utils.cpp_extension import _get_build_directory
+
+        said = clear_abandoned_build(Path(_get_build_directory(AsyncIOBuilder().name, verbose=False)))
+        if said:
+            print(f"WARNING: {said}", file=sys.stderr, flush=True)
 
 
 def shard_parameters(model: torch.nn.Module, spec: EngineSpec, topology: Topology) -> None:

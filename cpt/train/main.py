@@ -1,6 +1,7 @@
 """The module that every rank runs: ``deepspeed --module cpt.train.main RUN.yaml [a.b=c ...]`` or ``--resume RUN_DIR``.
 
-An entry point like ``cpt.cli``: it may import what stands above its floor.
+``RUN.yaml --or-resume`` is for schedulers that give the same command again: it goes on where the run's folder holds a
+run already. An entry point like ``cpt.cli``: it may import what stands above its floor.
 """
 
 import argparse
@@ -17,6 +18,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("config", nargs="?", type=Path, help="run YAML; left out with --resume")
     parser.add_argument("overrides", nargs="*", help="section.field=value")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
+    parser.add_argument(
+        "--or-resume", action="store_true", help="continue the run that the run YAML names, where it is there already"
+    )
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="steps to write a trace of, at rank 0")
     parser.add_argument(
         "--local_rank", type=int, default=0, help="given by the launcher; the environment is used instead"
@@ -43,23 +47,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cpt.config import ConfigError, load_config
     from cpt.failures import explain
     from cpt.run import train
+    from cpt.rundir import RunDir
     from cpt.runfolder import check_changeable, finished_words, is_finished, read_run_config
 
     try:
         if options.resume:
             check_changeable(options.overrides)
+        else:
+            config = load_config(options.config, options.overrides)
+            if options.or_resume and RunDir(config.run_dir).config.exists():
+                options.resume, options.overrides = config.run_dir, []
+        if options.resume:
             if is_finished(options.resume):
                 if os.environ.get("RANK", "0") == "0":
                     print(finished_words(options.resume), flush=True)
                 return 0
             config = read_run_config(options.resume, options.overrides)
-            return train(config, resume=True, stop=stop, profile_steps=options.profile)
-        return train(load_config(options.config, options.overrides), stop=stop, profile_steps=options.profile)
+        return train(config, resume=bool(options.resume), stop=stop, profile_steps=options.profile)
     except Exception as error:
         code, message = explain(error)
         rank = os.environ.get("RANK", "0")
         if rank == "0" or not isinstance(error, ConfigError):  # a config is the same on every rank, a bad row is not
-            print(message if rank == "0" else f"rank {rank}: {message}", file=sys.stderr, flush=True)
+            # In one write: unbuffered, print() sends the newline by itself, and another rank's line comes between.
+            sys.stderr.write(f"{message}\n" if rank == "0" else f"rank {rank}: {message}\n")
+            sys.stderr.flush()
         return code
 
 

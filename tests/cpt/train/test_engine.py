@@ -288,7 +288,7 @@ def test_ranks_share_the_state_wherever_it_is_kept_and_train_like_one(topology: 
 
 
 SHARDED_AT_ONCE = """
-import sys, resource, torch
+import sys, torch
 from cpt.failures import leave
 sys.path.insert(0, sys.argv[1])
 from test_engine import *
@@ -307,8 +307,9 @@ assert losses(engine, range(3)) == losses(build(topology, 3, extra=EVERY_ONE_CUT
 assert {name: b.dtype for name, b in model.named_buffers()} == {n: b.dtype for n, b in tiny_model().named_buffers()}
 
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def status(field):
+    (line,) = (line for line in open("/proc/self/status") if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 class Big(torch.nn.Module):
@@ -319,9 +320,10 @@ class Big(torch.nn.Module):
 
 whole = 96 * 1024 * 1024 * 4
 with empty_parameters():  # as in a resumed run, where each rank reads its own part from the checkpoint
-    before, model = peak(), Big()
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew: an earlier one would hide this one
+    before, model = status("VmRSS"), Big()
     shard_parameters(model, spec, topology)
-print("SHARE", (peak() - before) / whole, flush=True)
+print("SHARE", (status("VmHWM") - before) / whole, flush=True)
 stop_process_group()
 leave(0)
 """
@@ -330,17 +332,11 @@ leave(0)
 def test_a_model_is_cut_up_as_it_is_built_and_no_rank_ever_holds_a_whole_copy() -> None:
     for output in run_ranks(SHARDED_AT_ONCE, 2):
         (share,) = (float(line.split()[1]) for line in output.splitlines() if line.startswith("SHARE"))
-        assert 0.1 < share < 0.8  # below: the measurement saw nothing, an earlier peak hides what was built
+        assert 0.4 < share < 0.8  # half of it, as one of two ranks; below: the measurement saw nothing
 
 
-def compiled_io() -> bool:
-    """Whether DeepSpeed's async_io is here already: to compile it takes minutes."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    return any(Path(get_default_build_root()).glob("*/async_io/async_io.so"))
-
-
-@pytest.mark.skipif(not compiled_io(), reason="DeepSpeed's async_io extension has not been compiled on this machine")
+# Every installation of DeepSpeed compiles async_io anew, for five minutes of one core.
+@pytest.mark.skipif(not os.environ.get("CPT_TEST_NVME"), reason="compiles DeepSpeed's async_io; run: make test-nvme")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_state_swapped_to_files_trains_saves_and_resumes_like_state_in_memory(
     topology: Topology, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
