@@ -47,15 +47,15 @@ def train(config: RunConfig, *, resume: bool = False, stop: StopFlag | None = No
         ConfigError, DataError: the user can fix it; nothing was trained.
         RuntimeError, OSError: the environment is at fault; complete checkpoints are intact.
     """
+    flag = stop or StopFlag()
     if stop is None:
-        stop = StopFlag()
-        stop.install()
+        flag.install()
     prepared = prepare_job(config, int(os.environ.get("WORLD_SIZE", "1")))
-    topology = start_process_group(hang_seconds=config.guard.hang_seconds)
+    topology = start_process_group(hang_seconds=config.guard.hang_seconds, asked_to_stop=lambda: flag.is_raised)
     try:
         check_machine(_engine_spec(config, topology), topology)
         with _claim(prepared, topology, resume=resume), _heartbeat(config, topology) as heartbeat:
-            run, first_step = _build(prepared, topology, stop, resume=resume)
+            run, first_step = _build(prepared, topology, flag, resume=resume)
             run.profiler = build_profiler(run, profile_steps)
             return _fit(run, first_step, heartbeat)
     finally:
@@ -64,20 +64,28 @@ def train(config: RunConfig, *, resume: bool = False, stop: StopFlag | None = No
 
 def _claim(prepared: Prepared, topology: Topology, *, resume: bool) -> AbstractContextManager[object]:
     """The lock on the run folder, at rank 0. Where it is refused, all ranks raise the reason: the others would wait
-    for rank 0 in their next collective call, and bury its message under their own.
+    for rank 0 in their next collective call, and bury its message under their own. A rank that was told of the folder
+    otherwise than rank 0 must not go on either: the one would restore what the other has never saved.
     """
     lock: AbstractContextManager[object] = nullcontext()
-    refusal: list[Exception | None] = [None]
+    refusal: Exception | None = None
     if topology.rank == 0:
         try:
             lock = claim(RunDir(prepared.config.run_dir), prepared, resume=resume)
             clear_beats(RunDir(prepared.config.run_dir).heartbeats)
         except (ConfigError, DataError, RuntimeError, OSError) as error:
-            refusal = [error]
+            refusal = error
+    decided = [refusal, resume]
     if topology.world_size > 1:
-        dist.broadcast_object_list(refusal)
-    if refusal[0] is not None:
-        raise refusal[0]
+        dist.broadcast_object_list(decided)
+    if isinstance(decided[0], Exception):
+        raise decided[0]
+    if decided[1] != resume:
+        told = ("continues", "begins") if decided[1] else ("begins", "continues")
+        raise RuntimeError(
+            f"rank 0 {told[0]} the run, rank {topology.rank} {told[1]} it: the run folder was made just now, or this "
+            "host does not see it yet (or does not share it); start the job again"
+        )
     return lock
 
 

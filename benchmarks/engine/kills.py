@@ -3,8 +3,8 @@
     python -m benchmarks.engine.kills      writes benchmarks/results/engine_kills.json
 
 A job of two ranks (ZeRO 2, fp32, a save every 4 steps, an evaluation every 5) gets SIGKILL, or SIGTERM, to all ranks at
-20 random moments each, one in every twentieth of its time; the result counts what they hit, and an evaluation may be
-missed. Ranks are forks that have imported everything: the tenths of a second in which Python starts, and no handler
+20 random moments each, one in every twentieth of its time, and at more until a save, an evaluation and the first step
+have each been hit. Ranks are forks that have imported everything: the tenths of a second in which Python starts, and no handler
 is there yet, are not covered. Then the run is resumed on the same topology and left alone.
 
 Bars. SIGKILL: every loss of every step, repeated ones too, and the held-out losses equal those of a run that nothing
@@ -28,11 +28,13 @@ from benchmarks.engine.ranks import Ranks, in_fork, preload, read_lines, write_r
 from benchmarks.engine.result import write_result
 
 STEPS, WORLD = 40, 2
+TO_HIT = {"a save", "an evaluation", "the first step"}
+MORE = 3  # times as many moments at most
 FIELDS = {
     "deepspeed__zero_stage": 2,
     "checkpoint__every_steps": 4,
     "eval__every_steps": 5,
-    "eval__tokens_per_source": 2048,
+    "eval__tokens_per_source": 16384,
 }
 
 
@@ -65,10 +67,10 @@ def measure(folder: Path, moments: int, draw: random.Random) -> dict[str, Any]:
     }
     for number in (signal.SIGKILL, signal.SIGTERM):
         runs: list[dict[str, Any]] = []
-        while len(runs) < moments:
+        while len(runs) < moments or (TO_HIT - {run["hit"] for run in runs} and len(runs) < MORE * moments):
             name = f"{number.name.lower()}_{len(runs)}"
             run_file = write_run(folder / f"{name}.yaml", stores, steps=STEPS, **FIELDS)
-            moment = duration * (len(runs) + draw.random()) / moments  # stratified: the whole run is covered
+            moment = duration * (len(runs) % moments + draw.random()) / moments  # stratified: the whole run is covered
             found = interrupt(folder, run_file, number, moment)
             shutil.rmtree(folder / name, ignore_errors=True)
             if found is None:  # this one was faster, and had ended: draw again
@@ -77,7 +79,8 @@ def measure(folder: Path, moments: int, draw: random.Random) -> dict[str, Any]:
             runs.append(found)
             print(name, found, flush=True)
         result[number.name.lower()] = {
-            "moments": moments,
+            "moments": len(runs),
+            "missed": sorted(TO_HIT - {run["hit"] for run in runs}),
             "passed": sum(run["ok"] for run in runs),
             "hit": dict(Counter(run["hit"] for run in runs)),
             "steps_repeated": sum(run["repeated"] for run in runs),

@@ -53,7 +53,7 @@ class Topology:
         return self.device.type == "cuda"
 
 
-def start_process_group(*, hang_seconds: float = 1800.0) -> Topology:
+def start_process_group(*, hang_seconds: float = 1800.0, asked_to_stop: Callable[[], bool] = lambda: False) -> Topology:
     """Join the job described by the launcher's environment, or start a job of one process.
 
     gloo between CPUs, nccl between GPUs. Ranks that do not come are named (``cpt.train.joining``); a collective call
@@ -75,7 +75,7 @@ def start_process_group(*, hang_seconds: float = 1800.0) -> Topology:
     backend, device = ("nccl", torch.device("cuda", local_rank)) if on_gpu else ("gloo", torch.device("cpu"))
     if not dist.is_initialized():
         if launched:
-            start_group(backend, device, hang_seconds=hang_seconds)
+            start_group(backend, device, hang_seconds=hang_seconds, asked_to_stop=asked_to_stop)
         else:  # needs no port, and the next run of this process finds the environment as this one did
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)

@@ -7,6 +7,7 @@ all the others. Without this a missing rank is half an hour of silence and then 
 import os
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -21,11 +22,12 @@ POLL_SECONDS = 0.05
 JOIN_SECONDS = 60.0  # at least: imports from a cold shared file system
 
 
-def join(*, rank: int, world_size: int, seconds: float) -> Store:
+def join(*, rank: int, world_size: int, seconds: float, asked_to_stop: Callable[[], bool] = lambda: False) -> Store:
     """The store of the job at MASTER_ADDR and MASTER_PORT, once all ``world_size`` ranks have come.
 
     Raises:
-        RuntimeError: some have not come within ``seconds``; it names them, or the host that cannot be reached.
+        RuntimeError: some have not come within ``seconds``, or before this rank was asked to stop; it names them, or
+            the host that cannot be reached.
     """
     listener = os.environ.pop(LISTENER, None)
     fd = int(listener) if listener and rank == 0 else None
@@ -41,21 +43,27 @@ def join(*, rank: int, world_size: int, seconds: float) -> Store:
         ) from None
     keys = {each: f"joined/{each}" for each in range(world_size)}
     store.set(keys[rank], f"host {socket.gethostname()}, process {os.getpid()}")
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not _all_came(store, keys):
         time.sleep(POLL_SECONDS)
-        if time.monotonic() >= deadline:
-            raise RuntimeError(_missing(store, keys, seconds))
+        waited = time.monotonic() - began
+        if asked_to_stop():  # nobody has trained, so there is nothing to save
+            raise RuntimeError(f"asked to stop before all ranks were there: {_missing(store, keys, waited)}")
+        if waited >= seconds:
+            raise RuntimeError(_missing(store, keys, waited))
     return PrefixStore("job", store)
 
 
-def start_group(backend: str, device: torch.device, *, hang_seconds: float) -> None:
+def start_group(
+    backend: str, device: torch.device, *, hang_seconds: float, asked_to_stop: Callable[[], bool] = lambda: False
+) -> None:
     """torch.distributed's default group over :func:`join`, for the job that the environment describes.
 
     Its collectives give up long after the heartbeat's watchdog has named who is missing.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = join(rank=rank, world_size=world_size, seconds=max(JOIN_SECONDS, hang_seconds))
+    seconds = max(JOIN_SECONDS, hang_seconds)
+    store = join(rank=rank, world_size=world_size, seconds=seconds, asked_to_stop=asked_to_stop)
     dist.init_process_group(
         backend,
         store=store,

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -33,6 +35,16 @@ def test_a_rank_that_never_comes_is_named_with_those_that_did() -> None:
         join(rank=0, world_size=3, seconds=1)
     assert "rank 1, 2 of 3 did not join within 1 s" in str(error.value)
     assert f"rank 0: host {socket.gethostname()}, process {os.getpid()}" in str(error.value)
+
+
+@pytest.mark.usefixtures("port")
+def test_asked_to_stop_while_ranks_are_missing_it_does_not_wait_for_them() -> None:
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="asked to stop before all ranks were there: rank 1 of 2 did not join"):
+        join(rank=0, world_size=2, seconds=60, asked_to_stop=stop.is_set)
+    assert time.monotonic() - began < 10
 
 
 def test_a_rank_that_cannot_reach_rank_0_says_where_it_looked(port: int) -> None:
