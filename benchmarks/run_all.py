@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-BENCHMARKS = ("sampler_scale", "step_overhead", "quickstart_run", "planner.dcpt_recovery", "data.fuzz")
+BENCHMARKS = (
+    *("sampler_scale", "step_overhead", "quickstart_run", "planner.dcpt_recovery", "data.fuzz"),
+    "launch.preflight",
+)
 NEEDS_GPU = ("gpu.throughput",)
 NEEDS_CORPORA = ("data.tokenize_memory", "data.kills", "data.packing", "data.clean_rules", "data.extend_tokenizer")
 NEEDS_PEERS = ("data.tokenize_speed", "data.minhash", "data.decontaminate", "data.ngram")  # by hand: see their --help
+NEEDS_HOSTS = ("launch.overhead", "launch.faults")  # by hand: half an hour on a machine that does nothing else
 NEEDS_MEASUREMENTS = ("planner.pythia", "planner.regmix", "planner.lr_curves")
 NEEDS_QUICKSTART = ("planner.embedded_regret",)
 
@@ -29,7 +33,12 @@ def main() -> None:
     for name in chosen:
         print(f"== {name}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
-    for names, wanted in (*needs, (NEEDS_GPU, "a GPU"), (NEEDS_PEERS, "an environment with its rivals")):
+    for names, wanted in (
+        *needs,
+        (NEEDS_GPU, "a GPU"),
+        (NEEDS_PEERS, "an environment with its rivals"),
+        (NEEDS_HOSTS, "root"),
+    ):
         for name in set(names) - set(chosen):
             print(f"== {name} skipped: needs {wanted}")
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 from cpt.ckpt_cli import ckpt_app
 from cpt.data_cli import data_app
+from cpt.doctor_cli import doctor_app
+from cpt.launch_cli import launch_app
 from cpt.plan_cli import plan_app, print_facts
 
 app = typer.Typer(
@@ -25,6 +27,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(config_app, name="config")
 app.add_typer(plan_app, name="plan")
+app.add_typer(launch_app, name="launch")
+app.add_typer(doctor_app)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="run file, see configs/runs/")]
 Overrides = Annotated[

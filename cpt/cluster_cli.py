@@ -34,14 +34,18 @@ def merge(
 )
 def submit(
     context: typer.Context,
-    executor: Annotated[Literal["local", "slurm", "ray"], typer.Option(help="where the tasks run")],
+    executor: Annotated[Literal["local", "slurm", "ray", "kubernetes"], typer.Option(help="where the tasks run")],
     tasks: Annotated[int, typer.Option(help="parts that the work is split into", min=1)],
     workers: Annotated[
         int | None, typer.Option(help="tasks at a time; default: as many as there is room for", min=1)
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="for slurm any option of sbatch, e.g. partition=cpu"),
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="for slurm any option of sbatch, e.g. partition=cpu; kubernetes: cluster=FILE",
+        ),
     ] = None,
     logs: Annotated[Path | None, typer.Option(help="folder of the tasks' logs; default: logs/ beside --out")] = None,
 ) -> None:

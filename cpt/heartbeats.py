@@ -48,7 +48,7 @@ class Beat:
 
 def write_beat(folder: Path, beat: Beat) -> None:
     """Raises OSError where the folder is full or read-only."""
-    path = _file(folder, beat.rank)
+    path = beat_file(folder, beat.rank)
     temporary = path.with_name(f".{path.name}.{beat.pid}")
     temporary.write_text(json.dumps(asdict(beat)), encoding="utf-8")
     os.replace(temporary, path)
@@ -75,7 +75,7 @@ def ask_for_stacks(folder: Path, beat: Beat) -> None:
         return
     with suppress(psutil.Error, OSError):
         process = psutil.Process(beat.pid)
-        if process.create_time() <= _file(folder, beat.rank).stat().st_mtime:
+        if process.create_time() <= beat_file(folder, beat.rank).stat().st_mtime:
             process.send_signal(STACKS_SIGNAL)
 
 
@@ -103,7 +103,8 @@ class Observer:
         self.beats = new
 
 
-def _file(folder: Path, rank: int) -> Path:
+def beat_file(folder: Path, rank: int) -> Path:
+    """Where the rank of that number leaves its beats."""
     return folder / f"rank_{rank:05d}.json"
 
 

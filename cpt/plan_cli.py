@@ -309,7 +309,8 @@ def print_facts(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> N
         return
     from rich.console import Console
 
-    Console(markup=False, emoji=False).print(render(facts))
+    rendered = render(facts)  # a text is for copying, or to be read by another program: its lines stay whole
+    Console(markup=False, emoji=False).print(rendered, soft_wrap=isinstance(rendered, str))
 
 
 def _check_out(out: Path, *inputs: Path) -> None:

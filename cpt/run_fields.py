@@ -37,7 +37,7 @@ class ModelSection(Section):
         "auto", description="attention back-end"
     )
     kernels: Literal["auto", "torch", "liger"] = Field(
-        "auto", description="norms, rotary positions and gated MLPs: torch's own, or Liger's fused ones (GPU)"
+        "auto", description="norms, rotary positions and MLPs: torch's own or fused (auto); Liger's (GPU)"
     )
     rope_theta: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="another base of the rotary positions, for longer rows (ABF: arXiv 2309.16039)"

@@ -59,6 +59,7 @@ class RunDir:
         self.profile = root / "profile"
         self.heartbeats = root / "heartbeats"
         self.stacks = root / "stacks"  # of ranks that hung
+        self.launch = root / "launch"  # how it was started on other machines, and their output
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_name(step)

@@ -9,6 +9,7 @@ the ranks SIGTERM: they save and end.
 
 import ctypes
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,13 +17,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
 
 TRAIN_MODULE = "cpt.train.main"
 LAUNCHER_PID = "CPT_LAUNCHER_PID"
+CHANNEL = "CPT_LAUNCHER_CHANNEL"  # set: standard input hangs up when the launcher is gone
 JOB_SECONDS = "CPT_JOB_SECONDS"  # how long the job had been at work when this start of it began
 LISTENER = "CPT_LISTENER"  # file descriptor of the socket at MASTER_PORT, open in rank 0
 PASSED_ON = (signal.SIGTERM, signal.SIGINT)
@@ -43,6 +45,16 @@ class Ended:
     rank: int | None = None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where this host stands in a job of several, each with as many ranks: rank 0 is the first on host 0."""
+
+    host: int
+    num_hosts: int
+    master_address: str
+    master_port: int
+
+
 class Launcher:
     """Runs jobs of this machine, one after the other. Inside ``with`` signals go to the ranks of the one at work."""
 
@@ -50,6 +62,7 @@ class Launcher:
         self.asked: str | None = None  # the signal that asked to stop
         self._since = time.monotonic()
         self._ranks: list[subprocess.Popen[bytes]] = []
+        self._first = 0  # rank of the first of them
         self._asked = threading.Event()
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
@@ -68,19 +81,27 @@ class Launcher:
         *,
         num_processes: int,
         devices: Sequence[str] | None = None,
+        place: Place | None = None,
         verdict: Callable[[], str | None] = lambda: None,
     ) -> Ended:
-        """Train with ``num_processes`` ranks, on ``devices`` (as in CUDA_VISIBLE_DEVICES) where given.
+        """Train with ``num_processes`` ranks, on ``devices`` (as in CUDA_VISIBLE_DEVICES) where given; they are the
+        whole job, or this host's part of one.
 
         ``verdict`` is asked all the time; as soon as it has words for what is wrong, the job is killed.
         """
         self._ranks = []
+        self._first = place.host * num_processes if place else 0
         command = [sys.executable, "-m", TRAIN_MODULE, *arguments]
-        # Held from here on and handed to rank 0: a port that is only looked up is somebody else's seconds later.
-        with socket.create_server(("127.0.0.1", 0), backlog=num_processes) as listener:
-            for environment in rank_environments(num_processes, listener, devices=devices):
+        # Held from here on and handed to rank 0: a port that is only looked up is somebody else's seconds later. The
+        # port of several hosts is agreed on beforehand.
+        held: AbstractContextManager[socket.socket | Place] = (
+            nullcontext(place) if place else socket.create_server(("127.0.0.1", 0), backlog=num_processes)
+        )
+        with held as meeting:
+            for environment in rank_environments(num_processes, meeting, devices=devices):
                 environment[JOB_SECONDS] = f"{time.monotonic() - self._since:.3f}"
-                handed = [listener.fileno()] if environment["RANK"] == "0" else []
+                is_first = isinstance(meeting, socket.socket) and environment["RANK"] == "0"
+                handed = [int(environment[LISTENER])] if is_first else []
                 if not self.asked:
                     self._ranks.append(
                         subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=handed)
@@ -111,7 +132,7 @@ class Launcher:
             running = [rank for rank in self._ranks if rank.poll() is None]
             failed = _first_failure([rank.returncode for rank in self._ranks])
             words = (
-                f"rank {failed} (process {self._ranks[failed].pid}) {_how(self._ranks[failed])}"
+                f"rank {self._first + failed} (process {self._ranks[failed].pid}) {_how(self._ranks[failed])}"
                 if failed is not None
                 else ""
             )
@@ -119,7 +140,7 @@ class Launcher:
                 print(f"{words}; ending the other {len(running)}", file=sys.stderr, flush=True)
             if failed is not None:
                 self._end_all()
-                return Ended(exit_code(int(self._ranks[failed].returncode)), words, failed)
+                return Ended(exit_code(int(self._ranks[failed].returncode)), words, self._first + failed)
             if not running:
                 code = max(rank.returncode for rank in self._ranks)
                 return Ended(code, "all ranks ended" if code == 0 else "all ranks saved and stopped")
@@ -148,33 +169,52 @@ def run_local(arguments: Sequence[str], *, num_processes: int) -> int:
 
 
 def rank_environments(
-    num_processes: int, listener: socket.socket, *, devices: Sequence[str] | None = None
+    num_processes: int, meeting: socket.socket | Place, *, devices: Sequence[str] | None = None
 ) -> list[dict[str, str]]:
-    """What tells each rank its place, over this process' own environment."""
+    """What tells each rank of this host its place, over this process' own environment. ``meeting``: the socket that
+    rank 0 will listen on, for a job of this host alone, or the place of this host among several.
+    """
+    place = Place(0, 1, "127.0.0.1", meeting.getsockname()[1]) if isinstance(meeting, socket.socket) else meeting
     environment: Mapping[str, str] = {
         # Without this, every rank starts a thread per core and they fight over the same ones.
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)),
         **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(listener.getsockname()[1]),
-        LISTENER: str(listener.fileno()),
-        "WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": place.master_address,
+        "MASTER_PORT": str(place.master_port),
+        **({LISTENER: str(meeting.fileno())} if isinstance(meeting, socket.socket) else {}),
+        "WORLD_SIZE": str(place.num_hosts * num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
         "LOCAL_SIZE": str(num_processes),  # DeepSpeed's name for it
         LAUNCHER_PID: str(os.getpid()),
         **({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}),
     }
-    return [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+    first = place.host * num_processes
+    return [{**environment, "RANK": str(first + rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
 
 
 def end_with_launcher() -> None:
-    """Called by a rank at its start: have the kernel send it SIGTERM when the launcher that started it dies."""
+    """Called by a rank at its start: it is sent SIGTERM when the launcher that started it dies, by the kernel, or,
+    where that launcher may be on another host, by a thread that sees the connection end.
+    """
+    if os.environ.pop(CHANNEL, None):
+        threading.Thread(target=_end_with_channel, name="launcher's end", daemon=True).start()
     launcher = os.environ.pop(LAUNCHER_PID, None)  # not for processes that the rank starts
     if launcher is None or sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
     if os.getppid() != int(launcher):  # it died before that
         signal.raise_signal(signal.SIGTERM)
+
+
+def _end_with_channel() -> None:
+    """Standard input comes from the launcher, over ssh and DeepSpeed's launcher: it hangs up when that is gone."""
+    poll = select.poll()
+    poll.register(0, 0)  # a hang-up is told without being asked for
+    poll.poll()
+    silent = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # nobody listens any more: writing there would fail, in the middle of a step or of the save
+        os.dup2(silent, stream)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def seconds_before() -> float:

@@ -1,9 +1,9 @@
-"""Keep a job of this machine running: start it again from its newest complete checkpoint when it crashed or hung.
+"""Keep a job running: start it again from its newest complete checkpoint when it crashed or hung.
 
 Not restarted: exit 0 with a ``finish`` event, 2 (the user can fix it), a stop that was asked for; and what a restart
 cannot cure: the same failure in Python at the same step twice, which the guard inside the job has already tried, or
 too many starts without a new complete checkpoint. Every restart and its reason stand in events.jsonl. How many
-processes there can be is asked anew before every start.
+processes there can be, on the GPUs of this machine or on the hosts of a cluster, is asked anew before every start.
 
     failures without a new checkpoint   1   2   3   4  ...
     wait before the next start, s       2   4   8  16  ...  300 at most
@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cpt.heartbeats import STARTING, Beat, Observer, ask_for_stacks, read_beats
 from cpt.rundir import RunDir, note_event, step_of
 from launch.devices import Usable, usable_devices
 from launch.local import EXIT_STOPPED, Ended, Launcher
+
+if TYPE_CHECKING:
+    from launch.host_launcher import HostsLauncher
 
 EXIT_USER, EXIT_ENVIRONMENT = 2, 3
 KILLED = 128  # and the number of the signal
@@ -32,7 +35,8 @@ LIFECYCLE = ("start", "resume", "finish")
 @dataclass(frozen=True)
 class Job:
     """What is kept running. ``arguments`` of the trainer for the first start and ``again`` for all later ones;
-    ``fits``: whether a step's rows divide into so many processes.
+    ``fits``: whether a step's rows divide into so many processes; ``places``: what a process needs one of;
+    ``command``: for a person, to go on after it was given up.
     """
 
     run_dir: Path
@@ -42,6 +46,8 @@ class Job:
     fits: Callable[[int], bool]
     hang_seconds: float
     max_restarts: int = 10
+    places: Literal["devices", "places on hosts"] = "devices"
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,11 @@ class Failure:
 
     @property
     def in_python(self) -> bool:
-        """It ended itself with an error, neither killed nor hung; at its start an error of the environment may pass."""
+        """It ended itself with an error, neither killed, hung nor lost; at its start an error of the environment may
+        pass.
+        """
         lasting = self.code == 1 or (self.code == EXIT_ENVIRONMENT and self.step is not None)
-        return lasting and not self.reason.startswith("hang")
+        return lasting and not self.reason.startswith(("hang", "lost"))
 
     def same_as(self, other: "Failure") -> bool:
         return (self.code, self.step) == (other.code, other.step)
@@ -94,15 +102,32 @@ def processes_for(usable: int, job: Job) -> int:
     return next((number for number in range(min(usable, job.num_processes), 0, -1) if job.fits(number)), 0)
 
 
-def supervise(job: Job, *, available: Callable[[int], Usable] = usable_devices) -> int:
+def start_once(job: Job, usable: Usable, launcher: "Launcher | HostsLauncher") -> int:
+    """Run ``job`` without a restart; returns the exit code, never 0 for a run that has not finished."""
+    with launcher:
+        attempt = _Attempt(job, launcher)
+        devices = usable.devices[: job.num_processes] if usable.devices else None
+        ended = launcher.run(job.arguments, num_processes=job.num_processes, devices=devices)
+    failed = ended.code == 0 and not attempt.finished(ended)
+    words = "all ranks ended with 0, but the run did not finish" if failed else ended.words
+    print(f"launch: {words} (exit code {ended.code or int(failed)})", file=sys.stderr, flush=True)
+    return ended.code or int(failed)
+
+
+def supervise(
+    job: Job,
+    *,
+    available: Callable[[int], Usable] = usable_devices,
+    launcher: "Launcher | HostsLauncher | None" = None,
+) -> int:
     """Run ``job`` to its end; returns the exit code: 0 finished, 2, 143 stopped, else that of the last failure."""
     failures: list[Failure] = []
-    with Launcher() as launcher:
+    with launcher or Launcher() as launcher:
         while True:
             usable = available(job.num_processes)
             processes = processes_for(usable.count, job)
             if processes == 0:
-                return _give_up(job, f"of {usable.count} usable devices no number divides the batch", failures)
+                return _give_up(job, f"of {usable.count} usable {job.places} no number divides the batch", failures)
             _say_start(job, processes, usable, failures)
             attempt = _Attempt(job, launcher)
             # A folder that was there before the first start is not this job's: the trainer refuses it.
@@ -122,7 +147,7 @@ def supervise(job: Job, *, available: Callable[[int], Usable] = usable_devices) 
 class _Attempt:
     """One start of the job, and what it left behind."""
 
-    def __init__(self, job: Job, launcher: Launcher) -> None:
+    def __init__(self, job: Job, launcher: "Launcher | HostsLauncher") -> None:
         self._job, self._launcher = job, launcher
         self._rundir = RunDir(job.run_dir)
         self._newest_before = newest_step(job.run_dir)
@@ -231,7 +256,14 @@ def _say_start(job: Job, processes: int, usable: Usable, failures: Sequence[Fail
         print(f"supervisor: {processes} of {job.num_processes} processes ({why})", file=sys.stderr, flush=True)
     if failures:
         last, waited = failures[-1], decide(failures, max_restarts=job.max_restarts).wait
-        facts = {"reason": last.reason, "exit_code": last.code, "attempt": len(failures) + 1, "processes": processes}
+        facts: dict[str, Any] = {
+            "reason": last.reason,
+            "exit_code": last.code,
+            "attempt": len(failures) + 1,
+            "processes": processes,
+        }
+        if job.places == "places on hosts":
+            facts["hosts"] = list(dict.fromkeys((usable.devices or ())[:processes]))
         newest = newest_step(job.run_dir)
         _note(job, "restart", last.step or newest or 0, waited=waited, checkpoint=newest, **facts)
 
@@ -251,7 +283,7 @@ def _give_up(job: Job, words: str, failures: Sequence[Failure]) -> int:
     last = failures[-1] if failures else Failure(EXIT_ENVIRONMENT, words, None, newer=False)
     print(
         f"supervisor: gives up: {words}. Last failure: {last.reason} (exit code {last.code}). "
-        f"When it is mended: cpt resume {job.run_dir} --supervise",
+        f"When it is mended: {job.command or f'cpt resume {job.run_dir} --supervise'}",
         file=sys.stderr,
         flush=True,
     )

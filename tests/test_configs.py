@@ -1,5 +1,5 @@
 """Every YAML under configs/ is complete: a run file loads, a pilot file gives a grid, a model file builds a config of
-the size it states.
+the size it states, a cluster file names hosts.
 """
 
 import json
@@ -14,11 +14,13 @@ from cpt.model.build import read_model_config
 from cpt.model.size import num_parameters
 from cpt.planner.pilot_facts import grid_facts
 from cpt.planner.pilots import load_pilots
+from launch.cluster import hosts_of, load_cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 PILOTS = sorted((ROOT / "configs" / "runs").glob("pilots_*.yaml"))
 RUNS = sorted({*(ROOT / "configs" / "runs").glob("*.yaml")} - {*PILOTS})
 CLEANING = sorted((ROOT / "configs" / "corpora").glob("clean_*.yaml"))
+CLUSTERS = sorted((ROOT / "configs" / "clusters").glob("*.yaml"))
 MODELS = sorted((ROOT / "configs" / "models").glob("*.yaml"))
 UNITS = {"M": 1e6, "G": 1e9}
 
@@ -71,5 +73,15 @@ def test_a_cleaning_file_gives_rules_that_judge_a_document(path: Path) -> None:
     assert build_step(chosen)(Document("")) is not None
 
 
-def test_there_are_run_files_and_model_files() -> None:
-    assert RUNS and PILOTS and MODELS and CLEANING
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
+def test_a_cluster_file_is_whole_and_gives_a_world(path: Path) -> None:
+    cluster = load_cluster(path)
+    if cluster.kind == "hosts":
+        hosts = hosts_of(cluster)
+        assert len(hosts) > 1 and len({len(host.slots) for host in hosts}) == 1
+    else:
+        assert cluster.nodes > 1 and cluster.gpus_per_node > 0
+
+
+def test_there_are_files_of_every_kind() -> None:
+    assert RUNS and PILOTS and MODELS and CLEANING and len(CLUSTERS) >= 3

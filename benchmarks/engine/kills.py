@@ -4,8 +4,8 @@
 
 A job of two ranks (ZeRO 2, fp32, a save every 4 steps, an evaluation every 5) gets SIGKILL, or SIGTERM, to all ranks at
 20 random moments each, one in every twentieth of its time, and at more until a save, an evaluation and the first step
-have each been hit. Ranks are forks that have imported everything: the tenths of a second in which Python starts, and no handler
-is there yet, are not covered. Then the run is resumed on the same topology and left alone.
+have each been hit. Ranks are forks that have imported everything: the tenths of a second in which Python starts, and
+no handler is there yet, are not covered. Then the run is resumed on the same topology and left alone.
 
 Bars. SIGKILL: every loss of every step, repeated ones too, and the held-out losses equal those of a run that nothing
 happened to, bit for bit; 20 of 20. SIGTERM: all ranks end with 143 (0 where the run had finished first), the newest

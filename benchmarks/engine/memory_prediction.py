@@ -12,6 +12,7 @@ and are no independent test of it; the last two (``"fresh": true``) were added a
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from cpt.model.memory import predict_memory
 
 BAR = 0.10
 STEPS = 3
+GLOO_SECONDS = 0.005
 SMALL = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "vocab_size": 2048}
 WIDE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 4, "vocab_size": 8192}
 # model, row length, micro-batch, micro-steps, ZeRO stage, ranks, precision, checkpointing
@@ -117,10 +119,12 @@ def measure(root: Path, number: int) -> dict[str, Any]:
 def watch_memory(out: Path) -> None:
     """In a rank, before it starts: follow every allocation until training ends, then write the peaks."""
     import torch
+    from torch.distributed import Work
     from torch.profiler import ProfilerActivity, profile, record_function
 
     from cpt.train.trainer import Trainer
 
+    Work.wait = patiently(Work.wait)  # type: ignore[method-assign]
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
     profiler.start()
     fit: Callable[..., Any] = Trainer.fit
@@ -139,6 +143,20 @@ def watch_memory(out: Path) -> None:
         return info
 
     Trainer.step, Trainer.fit = watched_step, watched_fit  # type: ignore[method-assign]
+
+
+def patiently(wait: Callable[..., Any]) -> Callable[..., Any]:
+    """``wait`` of a collective call, and then for gloo's thread to drop its reference to the tensors. torch's profiler
+    sees no freeing on another thread than its own: where that thread is the last to drop one, which it is now and then
+    on a busy machine, the tensor would count as allocated for ever after.
+    """
+
+    def waited(self: Any, *arguments: Any) -> Any:
+        answer = wait(self, *arguments)
+        time.sleep(GLOO_SECONDS)
+        return answer
+
+    return waited
 
 
 def peaks_of(profiler: Any) -> dict[str, Any]:

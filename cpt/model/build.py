@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cpt.config import ConfigError, ModelSection, Problem
 from cpt.model import kernels
+from cpt.model.lean import apply_lean
 from cpt.model.liger import apply_liger
 from cpt.model.model_config import first_line, fresh_mapping, read_model_config, some
 from cpt.model.rope import change_base, has_rotary_positions
@@ -146,6 +147,8 @@ def build_from_config(
 def _prepare(model: torch.nn.Module, section: ModelSection, choice: kernels.Choice, device: torch.device) -> str:
     """Set the kernels of a new model; returns what was chosen for its norms, positions and MLPs."""
     fused = apply_liger(model, section.kernels, device=device)
+    if section.kernels == "auto" and device.type == "cpu" and (lean := apply_lean(model)):
+        fused += f"; in fewer passes: {lean}"
     kernels.prepare_model(model, choice.name, device=device)
     return fused
 

@@ -83,13 +83,28 @@ def mask_with_runs(segments_BT: Tensor, window: int | None) -> Tensor:
 
 
 def document_run_attention(module: torch.nn.Module, *qkv_mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """transformers attention function: (B, H, T, D) in, (B, T, H, D) out; transformers' own for masks without runs."""
+    """transformers attention function: (B, H, T, D) in, (B, T, H, D) out; transformers' own for masks without runs.
+
+    A compiler sees through it where rows are single documents, and leaves runs alone: their lengths differ from batch
+    to batch.
+    """
+    if qkv_mask[3] is None:
+        return _whole_rows(module, *qkv_mask, **kwargs)
+    return cast("tuple[Tensor, None]", _by_mask(module, *qkv_mask, **kwargs))
+
+
+def _whole_rows(module: torch.nn.Module, *qkv_mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return cast("tuple[Tensor, None]", sdpa_attention_forward(module, *qkv_mask[:4], **kwargs))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _by_mask(module: torch.nn.Module, *qkv_mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
     query, key, value, mask = qkv_mask[:4]
     rows: RowRuns | None = getattr(mask, RUNS, None)
     if rows is None or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return cast("tuple[Tensor, None]", sdpa_attention_forward(module, query, key, value, mask, **kwargs))
+        return _whole_rows(module, *qkv_mask, **kwargs)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))

@@ -174,8 +174,8 @@ def _register(implementation: str) -> None:
         AttentionInterface.register(VARLEN_NAME, functools.partial(varlen_attention_forward, attend))
     elif implementation == FLEX_NAME:
         AttentionInterface.register(FLEX_NAME, flex_attention_forward)
-    elif implementation == RUNS_NAME:  # lengths of runs differ from batch to batch: nothing to compile
-        AttentionInterface.register(RUNS_NAME, torch.compiler.disable(document_run_attention))  # type: ignore[no-untyped-call]
+    elif implementation == RUNS_NAME:
+        AttentionInterface.register(RUNS_NAME, document_run_attention)
         AttentionMaskInterface.register(RUNS_NAME, AttentionMaskInterface()["sdpa"])  # for calls that are not ours
 
 

@@ -52,6 +52,7 @@ class Setting:
     on_gpu: bool = True
     attention: AttentionMemory = "fused"
     fused_norms: bool = False  # Liger's, which keep their input alone
+    lean_norms: bool = False  # ours on a CPU (``cpt.model.lean``), which do so where they compute in fp32
     loss_chunk: int | None = None  # tokens; None: whole logits
     optimizer: Literal["adamw", "muon"] = "adamw"
     offload: bool = False  # masters and moments live in host memory
@@ -301,8 +302,11 @@ def _norm_bytes(width: int, shape: Shape, setting: Setting) -> int:
     residual = 4 if setting.is_autocast else setting.compute_bytes
     if setting.fused_norms or shape.norm_weights == 2:  # one kernel keeps its input; its result feeds the products
         return (residual + setting.compute_bytes) * width
+    lean = setting.lean_norms and residual == 4
     if setting.is_autocast:
-        return 8 * width  # the result is cast once for each product: counted there
+        return (4 if lean else 8) * width  # the result is cast once for each product: counted there
+    if lean:
+        return 8 * width
     return (4 + 2 * setting.compute_bytes) * width
 
 

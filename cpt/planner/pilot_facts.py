@@ -87,14 +87,19 @@ def render_grid(facts: Mapping[str, Any]) -> Table:
 
 
 def export_jobs(grid: Grid, file: Path | None = None) -> list[dict[str, Any]]:
-    """The grid as independent jobs: ``[{"name", "command", "after", "cwd"}]``; writes the run files.
+    """Like ``jobs_of``; writes the run files too."""
+    write_run_files(grid)
+    return jobs_of(grid, file)
+
+
+def jobs_of(grid: Grid, file: Path | None = None, *, python: str = sys.executable) -> list[dict[str, Any]]:
+    """The grid as independent jobs: ``[{"name", "command", "after", "cwd"}]``.
 
     A job may start when those named in ``after`` have ended. Each can be repeated: a finished run is left alone, a
     stopped one goes on. The last one, ``collect``, writes observations.csv and frees the checkpoints. ``file``: the
-    pilot file's path where the jobs run, if it is another one there.
+    pilot file's path where the jobs run, if it is another one there; ``python``: the one there.
     """
-    write_run_files(grid)
-    command = [sys.executable, "-m", "cpt.cli", "plan", "pilots", str((file or grid.file).absolute())]
+    command = [python, "-m", "cpt.cli", "plan", "pilots", str((file or grid.file).absolute())]
 
     def job(name: str, command: list[str], after: list[str]) -> dict[str, Any]:
         # Paths in the pilot file and its template count from where the command runs.

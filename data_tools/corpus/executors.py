@@ -1,12 +1,13 @@
-"""One verb split into tasks and run elsewhere: in local processes, as a Slurm array job, on Ray; then merged.
+"""One verb split into tasks and run elsewhere: local processes, a Slurm array job, Ray, Kubernetes' pods; then merged.
 
-A task is the verb's own command line with ``--task i/n``; on clusters datatrove's executors start the tasks. Which
+A task is the verb's own command line with ``--task i/n``; on Slurm and Ray datatrove's executors start the tasks. Which
 tasks are done is known from the verb's markers and from nothing else, so the same submission again does only what is
 missing. A verb of several passes is sent once per pass: a task does what the passes of others allow. Refused: a
 submission without ``--out``, options that the executor does not have.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -175,6 +176,28 @@ def _run_ray(submission: Submission) -> str:
     return f"{submission.out}: {submission.tasks} tasks done and merged; logs in {submission.logs}"
 
 
+def _submit_kubernetes(submission: Submission) -> str:
+    """Paths in the arguments are those that the pods see, relative ones from their first mount."""
+    from launch.chains import data_tasks
+    from launch.cluster import KubernetesCluster, load_cluster
+    from launch.on_kubernetes import describe_tasks, start_tasks
+
+    options = dict(submission.options)
+    cluster = load_cluster(Path(options.pop("cluster", "configs/clusters/k8s.yaml")))
+    if options or not isinstance(cluster, KubernetesCluster):
+        raise DataError("kubernetes has one option, cluster=FILE, a cluster file with kind: kubernetes")
+    if submission.passes > 1:
+        raise DataError(f"{submission.arguments[0]} takes {submission.passes} passes; submit it to slurm or ray")
+    name = f"{submission.arguments[0]}-{submission.out.name}"
+    tasks = data_tasks(name, submission.arguments, submission.last.arguments, count=submission.tasks)
+    facts = describe_tasks(cluster, tasks)
+    launched = start_tasks(cluster, tasks, submission.logs)
+    return (
+        f"{submission.out}: {submission.tasks} tasks in job {launched.id}; cpt launch status {submission.logs}. When "
+        f"all are done, let the merge go:\n{shlex.join(facts['last'])}"
+    )
+
+
 def _ray_options(options: Mapping[str, str]) -> dict[str, Any]:
     names = {"cpus-per-task": "cpus_per_task", "mem-per-cpu": "mem_per_cpu_gb"}
     unknown = sorted(set(options) - set(names))
@@ -208,4 +231,5 @@ EXECUTORS: Mapping[str, Callable[[Submission], str]] = {
     "local": _run_local,
     "slurm": _submit_slurm,
     "ray": _run_ray,
+    "kubernetes": _submit_kubernetes,
 }

@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpt import run_guard
+from cpt.data.skipping import SkippedRows
 from cpt.run_guard import Recovery, RowLoss, _undo_after, to_blame
 from cpt.rundir import RunDir, step_name
-from cpt.train.guard import BadStep, NonFiniteError
+from cpt.train.guard import BadStep, Guard, NonFiniteError
+from cpt.train.metrics import MetricsHook, Throughput
+from cpt.train.spikes import SpikeDetector
+from cpt.train.stepinfo import StepInfo
 
 
 def rows(source: str, *means: float) -> list[RowLoss]:
@@ -84,3 +89,52 @@ def test_attempts_are_counted_anew_after_a_checkpoint_behind_the_last_bad_step()
     assert counts(40, 10) == (3, 1, 40)  # elsewhere, but without progress
     assert counts(40, 30) == (4, 2, 40)
     assert counts(50, 45) == (1, 1, 50)  # a checkpoint of step 45: the steps before are behind it
+
+
+class Kept:
+    """A sink that keeps its records."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def write(self, record: Any) -> None:
+        self.records.append(record)
+
+    def close(self) -> None:
+        pass
+
+
+def info(step: int) -> StepInfo:
+    return StepInfo(step, 8 * step, {"web": 8.0 * step}, {"web": 8}, 1e-3, math.exp(step), 0.1, {})
+
+
+def test_what_was_collected_of_undone_updates_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a window counts them twice, and the detector measures by losses that no longer lie behind the run."""
+    sink, guard = Kept(), Guard(SpikeDetector(None, 1))
+    metrics = MetricsHook([sink], 10, Throughput(8, 0.0, 0.0, None), lambda step: {"web": 8 * step})
+    for step in (5, 6, 7):
+        metrics(info(step))
+        guard.accept(info(step))
+    limits = SimpleNamespace(spike_sigma=None, max_rollbacks=3)
+    run: Any = SimpleNamespace(
+        prepared=SimpleNamespace(plan=SimpleNamespace(global_batch_tokens=8)),
+        config=SimpleNamespace(guard=limits, data=SimpleNamespace(packing="best_fit")),
+        topology=SimpleNamespace(rank=0, world_size=1),
+        rundir=RunDir(tmp_path),
+        skipped=SkippedRows(),
+        metrics=metrics,
+        saver=SimpleNamespace(wait=lambda: None),
+        event=lambda *arguments, **named: None,
+    )
+    monkeypatch.setattr(run_guard, "_row_losses", lambda *arguments: rows("web", 1.0, math.nan, 1.0))
+    monkeypatch.setattr(run_guard, "_saved_steps", lambda run: [5])
+    monkeypatch.setattr(Recovery, "_go_back", lambda self, at_most: at_most)
+    loader: Any = SimpleNamespace(global_rows=lambda step: [])
+    back = Recovery(run, loader, guard)(NonFiniteError(8, ["nan"], {"web": math.inf}), [])
+    assert (back.step, back.tokens_seen) == (5, 40)
+    assert guard.detector.recent_losses() == {"web": [5.0]}
+    assert guard.detector.recent_norms() == pytest.approx([math.exp(5)])
+    metrics(info(6))
+    metrics.close()
+    (record,) = sink.records
+    assert (record["step"], record["steps"], record["loss"]) == (6, 2, 5.5)

@@ -5,8 +5,8 @@ of the loss. A change that is meant to change numerics rewrites the curve in the
 
     CPT_WRITE_LOSSES=1 python -m pytest tests/end_to_end/test_loss_curve.py
 
-Last rewritten when the loss came to be computed in chunks of counted tokens and attention on a CPU in runs of
-documents: the same sums, added in another order, which the last digits show.
+Last rewritten when norms and rotary positions on a CPU came to be computed in fewer passes (``cpt.model.lean``): the
+same sums, rounded and added in another order, which the last digits show.
 """
 
 import json

@@ -1,0 +1,190 @@
+"""`cpt launch`: what is refused before anything starts, what a dry run shows, and what is told of a run afterwards."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cpt.rundir import RunDir
+from launch.record import Launched, write_record
+
+Workshop = Any  # the fixtures of tests/conftest.py
+TWO = {"hosts": ["a slots=1", "b slots=1"], "interface": "eth0", "master_address": "10.0.0.1", "master_port": 29501}
+
+
+@pytest.fixture
+def shop(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    monkeypatch.chdir(workshop.root)
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    workshop.run_file("run")
+    return workshop
+
+
+def cluster(shop: Workshop, **changes: Any) -> Path:
+    path = Path(shop.root / "cluster.yaml")
+    path.write_text(yaml.safe_dump({**TWO, **changes}))
+    return path
+
+
+def test_a_dry_run_shows_world_command_and_environment_and_touches_nothing(shop: Workshop) -> None:
+    file = cluster(shop, export=["NCCL_*"], ssh_port=2222)
+    done = shop.cpt("launch", "run.yaml", "log.every_steps=2", "--cluster", file, "--dry-run", "--json")
+    assert done.code == 0, done.text
+    facts = json.loads(done.out)
+    assert (facts["world_size"], facts["master"], facts["continues"]) == (2, "10.0.0.1:29501", False)
+    assert [(host["host"], host["ranks"]) for host in facts["hosts"]] == [("a", [0]), ("b", [1])]
+    given = facts["hosts"][1]["environment"]
+    assert given["GLOO_SOCKET_IFNAME"] == "eth0" and given["NCCL_DEBUG"] == "INFO" and given["CROSS_RANK"] == "1"
+    (command,) = facts["commands"]
+    assert command[1:3] == ["-m", "deepspeed.launcher.runner"] and command[-2:] == ["run.yaml", "log.every_steps=2"]
+    assert "-p 2222" in facts["command_environment"]["PDSH_SSH_ARGS_APPEND"]
+    assert not shop.run_dir("run").exists()
+    shown = shop.cpt("launch", "run.yaml", "--cluster", file, "--dry-run")
+    assert "2 ranks on 2 hosts, pdsh, interface eth0" in shown.out and "deepspeed.launcher.runner" in shown.out
+
+
+def test_a_dry_run_needs_no_torch(shop: Workshop) -> None:
+    file = cluster(shop)
+    program = "import sys; sys.modules['torch'] = sys.modules['deepspeed'] = None; from cpt.cli import main; main()"
+    command = [sys.executable, "-c", program, "launch", "run.yaml", "--cluster", str(file), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=shop.root, timeout=60, check=False)
+    assert done.returncode == 0 and "2 ranks on 2 hosts" in done.stdout, done.stderr
+
+
+def test_problems_of_run_file_and_cluster_file_are_told_together(shop: Workshop) -> None:
+    file = cluster(shop, hostfile="nothere", hosts=[], master_prt=1)
+    done = shop.cpt("launch", "run.yaml", "train.micro_batch_size=0", "--cluster", file)
+    assert done.code == 2
+    for field in ("train.micro_batch_size", "master_prt", "hostfile"):
+        assert f"- {field}" in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--include", "c"), "--include = 'c': no such host"),
+        (("--include", "a", "--exclude", "b"), "only one of"),
+        (("--node-rank", "0", "--skip-preflight"), "is for launcher: no_ssh"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(shop: Workshop, options: tuple[str, ...], words: str) -> None:
+    done = shop.cpt("launch", "run.yaml", "--cluster", cluster(shop), *options)
+    assert done.code == 2 and words in done.err, done.text
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused(shop: Workshop) -> None:
+    done = shop.cpt("launch", "run.yaml", "--cluster", cluster(shop, hosts=["a slots=3"]), "--dry-run")
+    assert done.code == 2 and "do not divide into 3 ranks" in done.err
+
+
+def test_without_ssh_the_command_of_every_host_is_printed(shop: Workshop) -> None:
+    done = shop.cpt("launch", "run.yaml", "--cluster", cluster(shop, launcher="no_ssh"), "--json")
+    assert done.code == 0, done.text
+    facts = json.loads(done.out)
+    assert [command[command.index("--node_rank") + 1] for command in facts["commands"]] == ["0", "1"]
+    assert facts["command_environment"]["GLOO_SOCKET_IFNAME"] == "eth0"
+    refused = shop.cpt("launch", "run.yaml", "--cluster", cluster(shop, launcher="no_ssh"), "--node-rank", 2,
+                       "--skip-preflight")  # fmt: skip
+    assert refused.code == 2 and "must be from 0 to 1" in refused.err
+
+
+def settled(shop: Workshop, *overrides: str) -> Path:
+    """The folder of a run, as its start leaves it."""
+    from cpt.config import load_config, to_yaml
+
+    config = load_config(shop.root / "run.yaml", overrides)
+    config.run_dir.mkdir(parents=True)
+    RunDir(config.run_dir).config.write_text(to_yaml(config))
+    return Path(config.run_dir)
+
+
+def test_a_run_that_is_there_is_continued_with_what_may_change_and_nothing_else(shop: Workshop) -> None:
+    run_dir, file = settled(shop), cluster(shop)
+    for start in ("run.yaml", str(run_dir)):
+        done = shop.cpt("launch", start, "guard.hang_seconds=60", "--cluster", file, "--dry-run", "--json")
+        (command,) = json.loads(done.out)["commands"]
+        assert command[-3:-1] == ["--resume", str(run_dir)] and command[-1].startswith("guard.hang_seconds=60")
+    refused = shop.cpt("launch", "run.yaml", "train.peak_lr=0.5", "--cluster", file, "--dry-run")
+    assert refused.code == 2 and "differs in train.peak_lr" in refused.err and "cpt launch" in refused.err
+
+
+def launched(shop: Workshop, run_dir: Path, **changes: Any) -> None:
+    details = {"run_dir": str(run_dir), "host": socket.gethostname()}
+    log = str(run_dir / "launch/log")
+    facts = {"kind": "hosts", "id": "999999999", "hosts": ("a", "b"), "command": ("deepspeed",), "log": log}
+    write_record(run_dir, Launched(**{**facts, "started": "2026-01-01T00:00:00+00:00", "details": details, **changes}))
+
+
+def beat(run_dir: Path, rank: int, host: str, **changes: Any) -> None:
+    from cpt.heartbeats import Beat, write_beat
+
+    (run_dir / "heartbeats").mkdir(exist_ok=True)
+    write_beat(run_dir / "heartbeats", Beat(rank, host, 1, **{"step": 3, "phase": "forward", **changes}))
+
+
+def test_status_tells_step_rate_checkpoint_hosts_and_who_is_silent(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.progress.PATIENCE_SECONDS", 0.5)
+    run_dir = settled(shop)
+    launched(shop, run_dir)
+    (run_dir / "metrics.jsonl").write_text('{"step": 3, "tokens_per_second": 1234.5}\n{"step": 4, "tok')
+    (run_dir / "events.jsonl").write_text('{"time": 0, "step": 0, "event": "start", "warnings": []}\n')
+    (run_dir / "checkpoints/step_00000002").mkdir(parents=True)
+    (run_dir / "checkpoints/step_00000002/COMPLETE").touch()
+    beat(run_dir, 0, "a", state="ended")
+    beat(run_dir, 1, "b")
+    facts = json.loads(shop.cpt("launch", "status", run_dir, "--json").out)
+    assert (facts["step"], facts["num_steps"], facts["tokens_per_second"], facts["checkpoint"]) == (3, 8, 1234.5, 2)
+    assert facts["launch"]["state"] == "ended" and facts["launch"]["hosts"] == ["a", "b"]
+    assert facts["hosts"]["b"]["silent"] == [1] and facts["hosts"]["a"]["silent"] == []
+    shown = shop.cpt("launch", "status", run_dir).out
+    assert "3 of 8, 1,234 tokens/s" in shown and "SILENT: rank 1 shows no life" in shown and "start" in shown
+
+
+def test_logs_are_the_end_of_the_output_and_stop_leaves_a_word_for_the_ranks(shop: Workshop) -> None:
+    run_dir = settled(shop)
+    launched(shop, run_dir, details={"run_dir": str(run_dir), "host": "another"})
+    assert shop.cpt("launch", "logs", run_dir).code == 2  # nothing yet
+    (run_dir / "launch/log").write_text("a: one\nb: [two]\n")
+    assert shop.cpt("launch", "logs", run_dir).out == "a: one\nb: [two]\n"
+    beat(run_dir, 0, "a")
+    assert "asked" in shop.cpt("launch", "stop", run_dir).out and (run_dir / "STOP").exists()
+
+
+def test_what_has_ended_is_not_asked_to_stop_for_that_would_stop_the_next_start(shop: Workshop) -> None:
+    run_dir = settled(shop)
+    launched(shop, run_dir)
+    assert "nothing to stop" in shop.cpt("launch", "stop", run_dir).out
+    launched(shop, run_dir, id=str(os.getpid()), details={"run_dir": str(run_dir), "host": "another"})
+    beat(run_dir, 0, "a", state="ended")
+    assert "nothing to stop" in shop.cpt("launch", "stop", run_dir).out and not (run_dir / "STOP").exists()
+
+
+def test_a_folder_that_nothing_was_launched_in_is_told(shop: Workshop) -> None:
+    done = shop.cpt("launch", "status", shop.root)
+    assert done.code == 2 and "was not started by `cpt launch`" in done.err
+
+
+def test_a_run_folder_that_another_job_holds_is_left_alone(shop: Workshop) -> None:
+    from cpt.runfolder import lock_folder
+
+    run_dir = settled(shop)
+    holder = lock_folder(RunDir(run_dir))
+    try:
+        done = shop.cpt("launch", "run.yaml", "--cluster", cluster(shop), "--skip-preflight")
+    finally:
+        holder.close()
+    assert done.code == 3 and "another process is training in this run folder" in done.err
+
+
+def test_the_help_teaches_both_forms(shop: Workshop) -> None:
+    done = shop.cpt("launch", "--help")
+    assert done.code == 0 and "RUN.yaml" in done.out and "status" in done.out and "--dry-run" in done.out
+    assert "--supervise" in shop.cpt("launch", "run", "--help").out
