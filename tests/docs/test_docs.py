@@ -28,9 +28,12 @@ import pytest
 import torch
 import yaml
 import zstandard
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from cpt.announce import environment
 from cpt.checkpoint.portable import COMPLETE, CheckpointMeta
+from cpt.cli import app
 from cpt.config import ModelSection, load_config, validate
 from cpt.data.pack_index import ensure_index
 from cpt.data.skipping import SkippedRow, write_skipped
@@ -250,6 +253,34 @@ def test_every_command_of_the_pages_runs(
             run_here(command, workshop.cpt)
     for config in workplace.glob("runs/*/config.yaml"):
         check_run_folder(RunDir(config.parent))
+
+
+def lines_for_machines() -> list[str]:
+    """Commands in ``sh`` blocks: they need a cluster, a container engine or root. tests/multinode, tests/slurm and
+    tests/image run their like.
+    """
+    bodies = (body for page in PAGES for body in blocks(page, "sh"))
+    return [line for body in bodies for line in body.replace("\\\n", " ").splitlines()]
+
+
+@pytest.mark.parametrize("line", lines_for_machines())
+def test_commands_that_need_machines_have_verbs_options_and_files_that_there_are(line: str) -> None:
+    program, *words = shlex.split(line, comments=True)
+    if program == "make":
+        assert subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True).returncode == 0, line
+        return
+    files = [word for word in words if word.startswith(("docker/", "configs/"))]
+    assert all((ROOT / file).is_file() for file in files), line
+    if program == "cpt":
+        check_spelling(get_command(app), words)
+
+
+def check_spelling(verb: Any, words: list[str], parent: Any = None) -> None:
+    """Raises what the command line would say about unknown verbs and options; runs nothing."""
+    context = verb.make_context(verb.name, list(words), parent=parent)
+    if isinstance(verb, TyperGroup):
+        _, chosen, rest = verb.resolve_command(context, [*context._protected_args, *context.args])
+        check_spelling(chosen, rest, context)
 
 
 def check_run_folder(rundir: RunDir) -> None:
