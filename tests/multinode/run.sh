@@ -15,6 +15,7 @@ if [ -n "$absent" ]; then
     # The package would start a daemon that listens to the world; the tests start their own, inside the namespaces.
     if [ -d /run/systemd/system ]; then masked=yes; systemctl --quiet --runtime mask ssh.service ssh.socket; fi
     trap remove EXIT
+    apt-get -qq update
     apt-get -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends $absent >/dev/null
 fi
 CPT_TEST_MULTINODE=1 "$@" "$(dirname "$0")"

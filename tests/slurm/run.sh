@@ -18,6 +18,7 @@ if [ -n "$absent" ]; then
         systemctl --quiet --runtime mask munge.service slurmctld.service slurmd.service
     fi
     trap remove EXIT
+    apt-get -qq update
     apt-get -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends $absent >/dev/null
 fi
 "$@" "$(dirname "$0")"
