@@ -6,7 +6,7 @@ names the version when one is gone. Copies that DeepSpeed keeps for speed (the w
 shard of ZeRO++ hpZ) are no state and appear nowhere here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -135,6 +135,7 @@ class Partitioned:
             if real:
                 spans[group].append(Span(name, start, slice(offset, offset + real)))
         self._flats = _joined(self._tensors, _attribute(optimizer, "fp16_groups"), spans, names)
+        _forget_with_the_trace(_attribute(_attribute(optimizer, "parameter_offload"), "param_coordinator"))
 
     def flats(self) -> list[Flat]:
         return self._flats
@@ -172,6 +173,23 @@ class Partitioned:
 
     def _index(self, flat: Flat) -> int:
         return next(index for index, tensor in enumerate(self._tensors) if tensor is flat.tensor)
+
+
+def _forget_with_the_trace(coordinator: Any) -> None:
+    """DeepSpeed traces the order of modules, and caches what each lets go of by its place in that order: for ever, also
+    when the order turns out to be another. The first one it sees is of an evaluation, where nothing is used again, so
+    training would let go of every weight after its forward pass, and gather one after the other in the backward pass.
+    """
+    name = "_PartitionedParameterCoordinator__params_to_release"
+    cells = [cell.cell_contents for cell in _attribute(coordinator, name).__func__.__closure__ or ()]
+    invalidate: Callable[[], None] = _attribute(coordinator, "_invalidate_trace")
+
+    def invalidate_and_forget() -> None:
+        invalidate()
+        for cached in cells:
+            _attribute(cached, "cache_clear")()
+
+    coordinator._invalidate_trace = invalidate_and_forget
 
 
 def _joined(
