@@ -50,7 +50,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path, *, of: str = "sections such as run, model, data, train") -> dict[str, Any]:
     """A YAML file that holds one mapping. Raises ConfigError naming the file and, for bad syntax, the line."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     ) as error:  # ValueError: not UTF-8, or a date such as 2024-02-30
         raise ConfigError(Problem(str(path), None, f"cannot be read as YAML: {error}")) from None
     if not isinstance(raw, dict):
-        raise ConfigError(Problem(str(path), raw, "must hold a mapping of sections such as run, model, data, train"))
+        raise ConfigError(Problem(str(path), raw, f"must hold a mapping of {of}"))
     return raw
 
 

@@ -55,8 +55,13 @@ def write_beat(folder: Path, beat: Beat) -> None:
 
 
 def read_beats(folder: Path) -> dict[int, Beat]:
-    """The newest beat of every rank; a file that is missing or not readable now is left out."""
-    found = [_read(path) for path in sorted(folder.glob("rank_*.json"))] if folder.is_dir() else []
+    """The newest beat of every rank; a file that is missing or not readable now is left out, and so are all of them
+    where shared storage has no answer for a moment.
+    """
+    try:
+        found = [_read(path) for path in sorted(folder.glob("rank_*.json"))] if folder.is_dir() else []
+    except OSError:
+        return {}
     return {beat.rank: beat for beat in found if beat}
 
 

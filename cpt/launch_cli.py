@@ -5,9 +5,12 @@ Ten lines per verb; each kind of cluster has its module in ``launch/``, imported
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -35,7 +38,8 @@ class RunByDefault(TyperGroup):
             return super().parse_args(ctx, args)
         from cpt.launch_pilots import is_pilot_file
 
-        return super().parse_args(ctx, ["pilots" if is_pilot_file(Path(args[0])) else "run", *args])
+        files = (arg for before, arg in pairwise(["", *args]) if arg[:1] != "-" and before != "--cluster")
+        return super().parse_args(ctx, ["pilots" if is_pilot_file(Path(next(files, ""))) else "run", *args])
 
 
 launch_app = typer.Typer(
@@ -95,16 +99,20 @@ def run(
 
         hosts = hosts_of(chosen, include=include, exclude=exclude)
         _check_world(loaded, len(hosts) * len(hosts[0].slots))
+        if node_rank is not None:
+            check_node_rank(chosen, hosts, node_rank, supervised=supervise)
         if dry_run or (chosen.launcher == "no_ssh" and node_rank is None):
             print_facts(describe(chosen, job, hosts), render, as_json=as_json)
             return
-        check_node_rank(chosen, hosts, node_rank, supervised=supervise)
         _check_free(job, node_rank)
         if not skip_preflight:
             _preflight(chosen, job, hosts if node_rank is None else hosts[node_rank : node_rank + 1])
         _start_on_hosts(loaded, chosen, job, hosts=hosts, node_rank=node_rank,
                         max_restarts=max_restarts if supervise else None)  # fmt: skip
-    _refuse_hosts_only(include, exclude, supervise, node_rank)
+    _refuse_hosts_only(
+        {"--include": include, "--exclude": exclude, "--supervise": supervise, "--node-rank": node_rank}
+        | {"--skip-preflight": skip_preflight}
+    )
     _submit(loaded, chosen, job, dry_run=dry_run, as_json=as_json)
 
 
@@ -279,6 +287,8 @@ def _start_on_hosts(
     max_restarts: int | None,
 ) -> NoReturn:
     from cpt.config import ConfigError
+    from cpt.folder_lock import acquire
+    from cpt.rundir import RunDir as Folder
     from launch.on_hosts import Care, start
 
     def fits(world_size: int) -> bool:
@@ -288,18 +298,18 @@ def _start_on_hosts(
             return False
         return True
 
-    command = " ".join(["cpt", *sys.argv[1:]])
-    raise typer.Exit(
-        start(
-            cluster, job, Care(fits, config.guard.hang_seconds, max_restarts, command), hosts=hosts, node_rank=node_rank
-        )
-    )
+    care = Care(fits, config.guard.hang_seconds, max_restarts, shlex.join(["cpt", *sys.argv[1:]]))
+    folder = Folder(job.run_dir).launch
+    folder.mkdir(parents=True, exist_ok=True)
+    # Ranks take the run's own lock some seconds after their start: before that two launches would end each other's.
+    with nullcontext() if node_rank else acquire(folder / ".lock"):
+        code = start(cluster, job, care, hosts=hosts, node_rank=node_rank)
+    raise typer.Exit(code)
 
 
-def _refuse_hosts_only(include: str, exclude: str, supervise: bool, node_rank: int | None) -> None:
+def _refuse_hosts_only(given: Mapping[str, object]) -> None:
     from cpt.config import ConfigError, Problem
 
-    given = {"--include": include, "--exclude": exclude, "--supervise": supervise, "--node-rank": node_rank}
     rule = "is for hosts reached by ssh; here the scheduler chooses hosts and restarts"
     problems = [Problem(name, value, rule) for name, value in given.items() if value not in ("", False, None)]
     if problems:

@@ -4,8 +4,10 @@ Owns the fields and reading them, every problem reported at once. Refuses unknow
 that looks like a secret on the allow-list.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +21,7 @@ from launch.hostfile import Host, choose_hosts, parse_hosts, read_hostfile
 
 ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-SECRET = re.compile(r"(SECRET|TOKEN|PASSWORD|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_KEY)", re.IGNORECASE)
+SECRET = re.compile(r"(SECRET|TOKEN|PASSW(?:OR)?D|PASSPHRASE|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_KEY)", re.IGNORECASE)
 
 
 def _variable(name: str) -> str:
@@ -122,7 +124,7 @@ class KubernetesCluster(_ContainerCluster):
     )
     gpus_per_node: int = Field(0, ge=0, description="nvidia.com/gpu of each pod")
     cpu: Quantity = Field("4", description="CPU request of each pod")
-    memory: Quantity = Field("16Gi", description="memory request and limit of each pod")
+    memory: Quantity = Field("16Gi", description="memory request and limit of each pod, e.g. 512Gi")
     shared_memory: Quantity = Field("8Gi", description="size of /dev/shm")
     scratch: Quantity = Field("10Gi", description="size of /tmp, the only other writable place")
     grace_seconds: int = Field(300, ge=30, description="between SIGTERM and the pod's end: the last save")
@@ -146,21 +148,29 @@ def load_cluster(path: Path) -> Cluster:
     Raises:
         ConfigError: with every problem found, also a hostfile that is not there.
     """
-    raw = read_mapping(path)
+    raw = read_mapping(path, of="fields such as kind, hosts and env, see configs/clusters")
     kind = raw.get("kind", "hosts")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(Problem("kind", kind, f"must be one of {', '.join(KINDS)}", f"the file is {path}"))
     if isinstance(raw.get("hostfile"), str):
-        raw["hostfile"] = path.absolute().parent / Path(raw["hostfile"]).expanduser()
+        raw["hostfile"] = path.absolute().parent / os.path.expanduser(raw["hostfile"])
     problems = _problems_of_hosts(raw) if kind == "hosts" else []
     try:
         cluster = KINDS[kind].model_validate(raw)
     except ValidationError as error:
         fields = {name: info.description or "" for name, info in KINDS[kind].model_fields.items()}
-        raise ConfigError(*(problem_of(detail, fields) for detail in error.errors()), *problems) from None
+        raise ConfigError(*(_problem(detail, fields) for detail in error.errors()), *problems) from None
     if problems:
         raise ConfigError(*problems)
     return cluster
+
+
+def _problem(detail: Any, fields: Mapping[str, str]) -> Problem:
+    """``cpu: 4`` and ``NAME: 1`` are numbers to YAML where a text is wanted: a common mistake."""
+    problem = problem_of(detail, fields)
+    if detail["type"] != "string_type" or not isinstance(detail["input"], int | float):
+        return problem
+    return replace(problem, fix="; ".join(filter(None, ["put it in quotes", problem.fix])))
 
 
 def hosts_of(cluster: HostsCluster, *, include: str = "", exclude: str = "") -> tuple[Host, ...]:

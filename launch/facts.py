@@ -128,7 +128,7 @@ def job_facts(arguments: Sequence[str]) -> Facts:
         "stores": {name: store_facts(path) for name, path in config.data.stores.items()},
         "model": model_facts(config.model.init_from),
         "run_dir": {"path": str(config.run_dir), "error": write_error(config.run_dir)},
-        "free_bytes": {str(folder): shutil.disk_usage(standing(folder)).free for folder in sorted(folders)},
+        "free_bytes": {str(folder): free for folder in sorted(folders) if (free := free_bytes(folder)) is not None},
     }
 
 
@@ -146,7 +146,9 @@ def read_config(arguments: Sequence[str]) -> "RunConfig":
     known, words = parser.parse_known_args(list(arguments))
     if known.resume is None:
         return load_config(Path(words[0]), words[1:])
-    raw = read_mapping(RunDir(known.resume).config)
+    raw, folder = read_mapping(RunDir(known.resume).config), known.resume.absolute()
+    if isinstance(raw.get("run"), dict):  # a run folder may have been moved
+        raw["run"] |= {"dir": str(folder.parent), "name": folder.name}
     for override in words:
         apply_override(raw, override)
     return validate(raw)
@@ -164,10 +166,12 @@ def store_facts(folder: Path) -> Facts:
 
 def model_facts(origin: str | None) -> Facts | None:
     """Of a local folder of weights: a hash over names and sizes of its files and what its JSON files say."""
-    folder = Path(origin) if origin else None
-    if folder is None or not (folder.is_absolute() or folder.exists()):
-        return None  # fresh, or a name of the hub
+    if origin is None:
+        return None  # fresh
+    folder = Path(origin)
     try:
+        if not (folder.is_absolute() or folder.exists()):
+            return None  # a name of the hub
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         told = [(path.name, path.stat().st_size, _digest(path)) for path in files]
     except OSError as error:
@@ -193,6 +197,14 @@ def write_error(folder: Path) -> str | None:
     except OSError as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Where the folder is or will be; None where that cannot be found out, which ``write_error`` explains."""
+    try:
+        return shutil.disk_usage(standing(folder)).free
+    except OSError:
+        return None
 
 
 def sees(path: Path) -> bool:

@@ -217,7 +217,7 @@ class HostsLauncher:
         while [voice for voice in voices if not voice.poll()]:  # every one is asked: by that its end is noted
             if self.asked and not told:
                 _say(f"{self.asked}: all ranks save and stop; once more kills them")
-                self._stop_file.touch()
+                self._ask()
                 told = True
             if self._kill:
                 return self._end_all("killed on request, nothing was saved")
@@ -238,6 +238,12 @@ class HostsLauncher:
             self._call()  # ends what is left, on hosts that answer
         words = {0: "all ranks ended", EXIT_STOPPED: "all ranks saved and stopped"}.get(end.code, end.words)
         return Ended(end.told, words, _failed_rank(start, end, self._job.run_dir))
+
+    def _ask(self) -> None:
+        try:
+            self._stop_file.touch()
+        except OSError as error:
+            _say(f"the ranks cannot be asked: {error}; once more kills them")
 
     def _end_all(self, words: str) -> Ended:
         _say(f"{words}; killing the job on every host")
@@ -271,6 +277,7 @@ class Voice:
         """``host``: whom it speaks for; empty: pdsh, which names the host in every line."""
         self.ends: list[HostEnd] = []  # as they come
         self._host, self._log = host, log
+        self._silent: set[str] = set()  # streams that could not be written to
         self._process = subprocess.Popen(
             command,
             env=environment,
@@ -321,10 +328,18 @@ class Voice:
             if not self._host and (said := PDSH_SAYS.match(line)):
                 self.ends.append(HostEnd(said[1], int(said[2]), time.monotonic()))
             text = f"{self._host}: {line}" if self._host else line
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            self._log.write(text)
-            self._log.flush()
+            for name, stream in (("terminal", sys.stdout), ("log", self._log)):
+                self._write(name, stream, text)
+
+    def _write(self, name: str, stream: IO[str], text: str) -> None:
+        """Where nobody can be told, the ranks are listened to all the same: they would wait for it, in a print."""
+        try:
+            stream.write(text)
+            stream.flush()
+        except (OSError, ValueError) as error:  # a pipe that was closed, a disk that is full
+            if name not in self._silent:
+                _say(f"{name}: {error}; the job goes on")
+            self._silent.add(name)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
@@ -344,4 +359,5 @@ def _failed_rank(start: Start, end: HostEnd, run_dir: Path) -> int | None:
 
 
 def _say(words: str) -> None:
-    print(f"launch: {words}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody reads it: no reason to leave the ranks alone
+        print(f"launch: {words}", file=sys.stderr, flush=True)

@@ -182,10 +182,10 @@ def run_folder(asked: Asked, facts: ByHost) -> Check:
 def disk(asked: Asked, facts: ByHost) -> Check:
     """The run folder holds checkpoints; indexes of best_fit packing are written beside the stores."""
     runs = {host: (its["run_dir"]["path"], its["free_bytes"]) for host, its in facts.items() if "run_dir" in its}
-    free = {host: by_path[path] for host, (path, by_path) in runs.items()}
-    others = {host: min(by_path.values()) for host, (_, by_path) in runs.items()}
+    free = {host: by_path[path] for host, (path, by_path) in runs.items() if path in by_path}
+    others = {host: min(by_path.values()) for host, (_, by_path) in runs.items() if by_path}
     if not free:
-        return Check("disk", "warn", "not known", "correct the config first")
+        return Check("disk", "warn", "not known", "correct the config or the run folder first")
     fix = "free some, or set run.dir to another disk; checkpoint.keep_last says how many checkpoints are kept"
     full = {host: f"{size / GIGA:.1f} GB" for host, size in free.items() if size < RUN_BYTES_LEAST}
     if full:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cpt.problems import ConfigError, Problem
 
-LINE = re.compile(r"(?P<name>\S+)(?:\s+slots=(?P<slots>\S*))?(?:\s+(?P<rest>.*))?")
+LINE = re.compile(r"(?P<name>\S+)(?:\s+slots=(?P<slots>\S*))?(?:\s+(?P<rest>.*))?", re.DOTALL)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 NAME_RULE = "is no plain host name (letters, digits, . _ -)"
 NAME_FIX = "user, port and address of a host belong into ~/.ssh/config, or into ssh_port and ssh_options"
@@ -36,7 +36,7 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(Problem("hostfile", str(path), "no such file", _files_beside(path))) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
         raise ConfigError(Problem("hostfile", str(path), f"cannot be read: {error}")) from None
     lines = {f"{path}, line {number}": line for number, line in enumerate(text.splitlines(), start=1)}
     hosts = parse_hosts(lines)

@@ -4,12 +4,14 @@ Owns the verbs of ``cpt launch`` for this kind. Refuses to start on fewer hosts 
 """
 
 import os
+import shlex
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from launch.supervise import Job, start_once, supervise
 TAIL_LINES = 200
 LOOK_SECONDS = 0.5
 LINE_LENGTH = 76
+HEADS = ("host", "ranks", "slots (GPUs)")
+CLOCK_SECONDS = 3600.0  # so far a clock may be set while a job runs
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,9 @@ def start(
         OSError: a host does not answer, or what starts the ranks is not installed.
     """
     check_tools(cluster)
+    if not node_rank and (old := RunDir(job.run_dir).stop_file).exists():  # of a job that ended without obeying it
+        print(f"launch: {old} was made before this start: removed", file=sys.stderr, flush=True)
+        old.unlink(missing_ok=True)
     launcher = HostsLauncher(cluster, job, hosts, node_rank=node_rank)
     places = tuple(host.name for host in hosts for _ in host.slots)
     task = Job(
@@ -121,15 +128,14 @@ def start(
     return supervise(task, available=launcher.available, launcher=launcher)
 
 
-def check_node_rank(cluster: HostsCluster, hosts: Sequence[Host], node_rank: int | None, *, supervised: bool) -> None:
-    """Raises ConfigError where it is missing, or not asked for."""
-    if (cluster.launcher == "no_ssh") != (node_rank is not None):
-        rule = "every host starts its own ranks: say which this is" if node_rank is None else "is for launcher: no_ssh"
-        fix = f"run it on every host, with its number (0 to {len(hosts) - 1})" if node_rank is None else ""
-        raise ConfigError(Problem("--node-rank", node_rank, rule, fix))
-    if node_rank is not None and not 0 <= node_rank < len(hosts):
+def check_node_rank(cluster: HostsCluster, hosts: Sequence[Host], node_rank: int, *, supervised: bool) -> None:
+    """Raises ConfigError where no host of the cluster file starts its own ranks, or not one of this number."""
+    if cluster.launcher != "no_ssh":
+        fix = "leave it out: one command starts all hosts"
+        raise ConfigError(Problem("--node-rank", node_rank, "is for launcher: no_ssh", fix))
+    if not 0 <= node_rank < len(hosts):
         raise ConfigError(Problem("--node-rank", node_rank, f"must be from 0 to {len(hosts) - 1}"))
-    if node_rank is not None and supervised:
+    if supervised:
         fix = "leave restarts to what runs this command on the hosts; the same command goes on with the run"
         raise ConfigError(Problem("--supervise", None, "with launcher no_ssh no host can start the others", fix))
 
@@ -137,14 +143,17 @@ def check_node_rank(cluster: HostsCluster, hosts: Sequence[Host], node_rank: int
 def status(launched: Launched) -> dict[str, Any]:
     """Whether the launcher is there: ``running``, ``ended``, or ``unknown`` where it is a process of another host."""
     host, pid = launched.details.get("host", ""), int(launched.id)
-    state = "unknown" if host != socket.gethostname() else "running" if _is_launcher(pid) else "ended"
+    state = "unknown" if host != socket.gethostname() else "running" if _is_launcher(pid, launched) else "ended"
     return {"state": state, "launcher": f"process {pid} on {host}", "master": launched.details.get("master", "")}
 
 
-def _is_launcher(pid: int) -> bool:
+def _is_launcher(pid: int, launched: Launched) -> bool:
+    """Another launch may have been given its number since: that one is younger than the record."""
+    latest = datetime.fromisoformat(launched.started).timestamp() + CLOCK_SECONDS
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and "launch" in process.cmdline()
+        is_alive = process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= latest
+        return is_alive and "launch" in process.cmdline()
     except psutil.Error:
         return False
 
@@ -159,12 +168,15 @@ def logs(launched: Launched, follow: bool) -> Iterator[str]:
     if not log.is_file():
         raise DataError(f"{log}: not there; nothing was printed, or the folder was moved")
     with log.open(encoding="utf-8", errors="replace") as file:
-        yield from deque((line.rstrip("\n") for line in file), maxlen=TAIL_LINES)
+        last = deque(file, maxlen=TAIL_LINES)
+        rest = last.pop() if follow and last and not last[-1].endswith("\n") else ""  # its end is still to come
+        yield from (line.rstrip("\n") for line in last)
         while follow:
             is_over = status(launched)["state"] == "ended"
-            lines = file.readlines()
-            yield from (line.rstrip("\n") for line in lines)
+            *lines, rest = (rest + file.read()).split("\n")
+            yield from lines
             if is_over:
+                yield from filter(None, [rest])
                 return
             time.sleep(LOOK_SECONDS)
 
@@ -174,46 +186,41 @@ def stop(launched: Launched) -> str:
     rundir = RunDir(Path(launched.details["run_dir"]))
     beats = read_beats(rundir.heartbeats)
     over = bool(beats) and all(beat.state in ("ended", "failed") for beat in beats.values())
-    if status(launched)["state"] == "ended" or over:
-        return "nothing to stop: its ranks have ended"
-    rundir.stop_file.touch()
+    state = status(launched)["state"]
+    if state == "ended":
+        return "nothing to stop: its launcher has ended"
+    if state == "unknown" and over:
+        there = f"on {launched.details['host']} it is known whether a supervisor waits to start them again"
+        return f"nothing to stop: its ranks have ended; {there}"
+    rundir.stop_file.touch()  # a launcher that lives may wait to start ranks again: they obey it then
     return "asked: all ranks save and end after the step they are in; see cpt launch status"
 
 
-def render(facts: Mapping[str, Any]) -> Any:
+def render(facts: Mapping[str, Any]) -> str:
     """``describe`` for people: the world, what each host is given, and the commands as a shell takes them."""
-    import shlex
-
-    from rich.console import Group, RenderableType
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_edge=False, pad_edge=False)
-    for title in ("host", "ranks", "slots (GPUs)"):
-        table.add_column(title)
-    for number, host in enumerate(facts["hosts"]):
-        name = f"{host['host']} (rank 0 meets at {facts['master']})" if number == 0 else host["host"]
-        table.add_row(name, _span(host["ranks"]), _span(host["slots"]))
-    first = facts["hosts"][0]["environment"]
-    lines = [
-        f"run folder  {facts['run_dir']}{' (goes on with it)' if facts['continues'] else ''}",
-        f"world       {facts['world_size']} ranks on {len(facts['hosts'])} hosts, {facts['launcher']}, "
-        f"interface {facts['interface'] or 'to be chosen'}",
-        f"runs in     {facts['directory']}",
-    ]
-    given = [f"  {name}={value}" for name, value in first.items() if name != "CROSS_RANK"]
-    decided = [f"  {name}: {how}" for name, how in facts["decided_at_start"].items()]
+    first, commands = facts["hosts"][0]["environment"], facts["commands"]
+    rows = [(host["host"], _span(host["ranks"]), _span(host["slots"])) for host in facts["hosts"]]
+    widths = [max(map(len, column)) for column in zip(HEADS, *rows, strict=True)]
     variables = [f"{name}={shlex.quote(value)}" for name, value in facts["command_environment"].items()]
-    commands = [_over_lines([*variables, *map(shlex.quote, command)]) for command in facts["commands"]]
-    parts: list[RenderableType] = [
-        Text("\n".join(lines)),
-        table,
-        Text("\n".join(["environment of every rank (RANK, LOCAL_RANK and CROSS_RANK differ):", *given])),
-        *([Text("\n".join(["asked of the hosts at the start:", *decided]))] if decided else []),
-        Text("\n".join(["command" if len(commands) == 1 else "commands, one per host:", *commands])),
+    parts = [
+        [
+            f"run folder  {facts['run_dir']}{' (goes on with it)' if facts['continues'] else ''}",
+            f"world       {facts['world_size']} ranks on {len(rows)} hosts, {facts['launcher']}, "
+            f"interface {facts['interface'] or 'to be chosen'}; rank 0 meets at {facts['master']}",
+            f"runs in     {facts['directory']}",
+        ],
+        ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (HEADS, *rows)],
+        [
+            "environment of every rank (RANK, LOCAL_RANK and CROSS_RANK differ):",
+            *(f"  {name}={value}" for name, value in first.items() if name != "CROSS_RANK"),
+        ],
+        ["asked of the hosts at the start:", *(f"  {name}: {how}" for name, how in facts["decided_at_start"].items())],
+        [
+            "command:" if len(commands) == 1 else "commands, one per host:",
+            *(_over_lines([*variables, *map(shlex.quote, command)]) for command in commands),
+        ],
     ]
-    spaced: list[RenderableType] = [piece for part in parts for piece in (part, Text(""))]
-    return Group(*spaced)
+    return "\n\n".join("\n".join(part) for part in parts if len(part) > 1)
 
 
 def _over_lines(words: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from cpt.problems import ConfigError, Problem
 from cpt.rundir import RunDir, write_atomic
 from launch.cluster import SlurmCluster, exported
-from launch.record import Launched, LaunchJob, write_record
+from launch.record import Launched, LaunchJob, read_record, record_path, write_record
 from launch.slurm_script import (
     Submission,
     Task,
@@ -47,6 +47,7 @@ ENDED = (
     "DEADLINE",
 )
 UNKNOWN = "UNKNOWN"
+UNREACHABLE = ("contact slurm controller", "configuration source")
 FIELDS = {"state": "%T", "reason": "%r", "hosts": "%N", "running": "%M", "left": "%L"}
 
 
@@ -100,10 +101,11 @@ def start(cluster: SlurmCluster, job: LaunchJob) -> Launched:
     """Write the script into the run folder, submit it, and leave a record there.
 
     Raises:
-        ConfigError: sbatch refuses it.
+        ConfigError: sbatch refuses it, or what was submitted before is still in the queue.
         RuntimeError: Slurm cannot be reached from here.
     """
     described = describe(cluster, job)
+    _refuse_second(job.run_dir)
     (path, text), *_ = described["files"].items()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     number = _submit(cluster, Path(path), text)
@@ -133,6 +135,7 @@ def describe_array(cluster: SlurmCluster, job: ArrayJob) -> dict[str, Any]:
 def start_array(cluster: SlurmCluster, job: ArrayJob) -> Launched:
     """Submit every wave and what comes last; where one is refused, those before are taken back. Raises as ``start``."""
     check(cluster, name=job.name, folder=job.folder)
+    _refuse_second(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     numbers: list[str] = []
     try:
@@ -215,6 +218,16 @@ def stop(launched: Launched) -> str:
     return f"job {launched.id}: cancelled; what runs has the cluster's KillWait, 30 s by default, to save"
 
 
+def _refuse_second(folder: Path) -> None:
+    """Two jobs must not wait for one folder: the second would fail when it starts, and only it would be on record."""
+    if not record_path(folder).exists():
+        return
+    before = read_record(folder)
+    if before.kind == "slurm" and any(row["state"] not in (*ENDED, "COMPLETING") for row in _queue(before)):
+        fix = f"cpt launch status {folder}; cpt launch stop {folder}"
+        raise ConfigError(Problem("run.name", folder.name, f"job {before.id} of it is still in the queue", fix))
+
+
 def _script_path(run_dir: Path) -> Path:
     return RunDir(run_dir).launch / "job.sbatch"
 
@@ -255,9 +268,12 @@ def _submit(cluster: SlurmCluster, path: Path, text: str, *, after: Sequence[str
     write_atomic(path, text)
     done = _call("sbatch", "--parsable", *_after(after), str(path))
     if done.returncode == 0:
-        return done.stdout.strip().split(";")[0]  # number;cluster where there are several
+        number = done.stdout.strip().split(";")[0]  # number;cluster where there are several
+        if not number.isdecimal():
+            raise RuntimeError(f"sbatch answers {done.stdout.strip()!r}, not the number of a job: was one submitted?")
+        return number
     words = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.strip().splitlines())
-    if "contact slurm controller" in words.lower():
+    if any(sign in words.lower() for sign in UNREACHABLE):
         raise RuntimeError(f"sbatch: {words}; is slurmctld up, and this host part of the cluster?")
     raise ConfigError(_refused(cluster, words))
 

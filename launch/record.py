@@ -4,10 +4,21 @@ Owns ``launch/record.json`` of a run folder. Refuses a folder that nothing was l
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cpt.rundir import DataError, RunDir, write_atomic
+
+LABEL = r"[a-z0-9][-a-z0-9]*"
+# What the verbs hand to other programs, or to the kernel, by kind of cluster: the id, and what details must hold.
+SHAPES = {
+    "hosts": {"id": r"[1-9]\d{0,9}", "run_dir": r"/.*", "host": r".*"},
+    "slurm": {"id": r"\d+(,\d+)*"},
+    "kubernetes": {"id": LABEL, "namespace": LABEL, "form": r"job|mpijob"},
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,24 @@ def read_record(run_dir: Path) -> Launched:
     path = record_path(run_dir)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return Launched(**{**raw, "hosts": tuple(raw["hosts"]), "command": tuple(raw["command"])})
+        launched = Launched(**{**raw, "hosts": tuple(raw["hosts"]), "command": tuple(raw["command"])})
+        _check(launched)
     except FileNotFoundError:
         raise DataError(f"{path}: not there; the run was not started by `cpt launch`") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); look for the job by hand") from None
+    return launched
+
+
+def _check(launched: Launched) -> None:
+    """Raises an error for what ``write_record`` did not write: a record may be damaged, or somebody else's."""
+    texts: list[Any] = [launched.log, *launched.hosts, *launched.command]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("log, hosts or command is no text")
+    datetime.fromisoformat(launched.started)
+    if launched.kind not in SHAPES:
+        raise ValueError(f"kind is {launched.kind!r}")
+    told = {**launched.details, "id": launched.id}
+    for name, shape in SHAPES[launched.kind].items():
+        if not re.fullmatch(shape, told[name]):
+            raise ValueError(f"{name} is {told[name]!r}")

@@ -24,6 +24,7 @@ from launch.cluster import HostsCluster
 CONNECT_SECONDS = 8
 AT_ONCE = 64
 OUTPUT_BYTES = 1 << 20  # kept of each stream; whoever says more is not answering the question
+END_SECONDS = 5.0  # after SIGKILL; what has left the session may hold the pipes for longer
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SSH_FAILED = 255
 SSH_OPTIONS = ("BatchMode=yes", f"ConnectTimeout={CONNECT_SECONDS}", "ServerAliveInterval=5", "ServerAliveCountMax=3")
@@ -121,7 +122,12 @@ async def _ask(host: str, command: Sequence[str], seconds: float) -> Answer:
     except OSError as error:
         return Answer(host, None, "", f"{command[0]} cannot be started here: {error}", 0.0)
     assert process.stdout and process.stderr, "both are pipes"
-    output, errors = _Kept(process.stdout), _Kept(process.stderr)
+
+    def end() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    output, errors = _Kept(process.stdout, end), _Kept(process.stderr, end)
     code, said = None, ""
     try:
         async with asyncio.timeout(seconds):
@@ -129,33 +135,37 @@ async def _ask(host: str, command: Sequence[str], seconds: float) -> Answer:
             code, said = await process.wait(), errors.text
     except TimeoutError:
         pass  # said by the missing code
-    except _TooMuch:
-        said = f"more than {OUTPUT_BYTES:,} bytes of output"
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        end()
+        # asyncio tells the end of a process only when its pipes have been read to theirs.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await asyncio.gather(process.stdout.read(), process.stderr.read())
+                await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]  # pipes that others still hold; it has no public name
+        await asyncio.sleep(0)
+    if output.is_full or errors.is_full:
+        code, said = None, f"more than {OUTPUT_BYTES:,} bytes of output"
     return Answer(host, code, output.text, said, time.monotonic() - began, output.first)
 
 
-class _TooMuch(Exception):
-    pass
-
-
 class _Kept:
-    """A stream's bytes, up to a limit, and when it began."""
+    """A stream's bytes, up to a limit, and when it began. Beyond the limit ``end`` is called, and the rest dropped."""
 
-    def __init__(self, stream: asyncio.StreamReader) -> None:
+    def __init__(self, stream: asyncio.StreamReader, end: Callable[[], None]) -> None:
         self.first: float | None = None
-        self._stream = stream
+        self.is_full = False
+        self._stream, self._end = stream, end
         self._kept = bytearray()
 
     async def read(self) -> None:
         while piece := await self._stream.read(1 << 16):
             self.first = self.first or time.time()
-            self._kept += piece
-            if len(self._kept) > OUTPUT_BYTES:
-                raise _TooMuch
+            if not self.is_full:
+                self._kept += piece
+            if len(self._kept) > OUTPUT_BYTES and not self.is_full:
+                self.is_full = True
+                self._end()
 
     @property
     def text(self) -> str:

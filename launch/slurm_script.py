@@ -22,6 +22,7 @@ from launch.cluster import SlurmCluster
 from launch.record import LaunchJob
 
 PORTS = 1000  # so many, from master_port on: two jobs may share a node, and each needs its own
+HIGHEST_PORT = 65535 - (PORTS - 1)
 SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 # sbatch options that the script states itself, by the field that says so.
@@ -99,6 +100,9 @@ def check(cluster: SlurmCluster, *, name: str, folder: Path) -> None:
     if 2 * cluster.stop_seconds > (limit := seconds_of(cluster.time_limit)):
         rule = f"is more than half of time_limit ({cluster.time_limit}, {limit} s): nearly nothing would be trained"
         problems.append(Problem("stop_seconds", cluster.stop_seconds, rule, "raise time_limit"))
+    if cluster.master_port > HIGHEST_PORT:
+        rule = f"must be {HIGHEST_PORT} at most: each job takes one of {PORTS:,} from it on"
+        problems.append(Problem("master_port", cluster.master_port, rule))
     if not cluster.image and cluster.mounts:
         problems.append(Problem("mounts", len(cluster.mounts), "only a container has mounts", "give image as well"))
     if cluster.image and cluster.preflight:

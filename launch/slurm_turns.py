@@ -46,8 +46,8 @@ class Verdict:
 def begin(notes: Path, run_dir: Path, *, restarts: int) -> int:
     """Note a start; ``restarts``: starts of this job before it. Returns 0, or 3 where it must not be made."""
     notes.mkdir(parents=True, exist_ok=True)
-    if (notes / ASKED).exists():  # the request was made of the start before, and so was its file
-        (notes / ASKED).unlink()
+    if (notes / ASKED).exists() or not restarts:  # the request was made of the start before, and so was its file
+        (notes / ASKED).unlink(missing_ok=True)
         RunDir(run_dir).stop_file.unlink(missing_ok=True)
     newest, before = newest_step(run_dir), _read(notes / TURN) if restarts else None
     fruitless = before.fruitless + 1 if before and before.newest == newest else 0

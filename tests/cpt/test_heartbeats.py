@@ -44,3 +44,13 @@ def test_silence_and_idleness_are_counted_in_the_readers_seconds_since_the_last_
 def test_the_place_of_a_rank_is_its_step_and_how_far_it_is_inside() -> None:
     assert Beat(0, "a", 1, step=3, entered=9).place < Beat(0, "a", 1, step=4).place
     assert Beat(0, "a", 1, step=4, entered=1).place < Beat(0, "a", 1, step=4, entered=2).place
+
+
+def test_a_folder_that_gives_an_error_now_makes_no_rank_forgotten_and_ends_no_supervisor(tmp_path: Path) -> None:
+    """As a network file system does that has lost its server for a moment."""
+    write_beat(tmp_path, Beat(0, "a", 1))
+    observer = Observer(tmp_path)
+    observer.look(0.0)
+    observer._folder = tmp_path / ("a" * 300)  # too long a name: no "not there", an error
+    observer.look(2.0)
+    assert observer.beats[0].pid == 1 and observer.silent[0] == 2.0

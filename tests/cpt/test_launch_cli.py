@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ def test_problems_of_run_file_and_cluster_file_are_told_together(shop: Workshop)
         (("--include", "c"), "--include = 'c': no such host"),
         (("--include", "a", "--exclude", "b"), "only one of"),
         (("--node-rank", "0", "--skip-preflight"), "is for launcher: no_ssh"),
+        (("--node-rank", "0", "--dry-run"), "is for launcher: no_ssh"),
     ],
 )
 def test_wrong_options_are_refused_by_name(shop: Workshop, options: tuple[str, ...], words: str) -> None:
@@ -188,3 +191,62 @@ def test_the_help_teaches_both_forms(shop: Workshop) -> None:
     done = shop.cpt("launch", "--help")
     assert done.code == 0 and "RUN.yaml" in done.out and "status" in done.out and "--dry-run" in done.out
     assert "--supervise" in shop.cpt("launch", "run", "--help").out
+
+
+def test_a_second_launch_of_a_run_is_refused_before_the_first_one_has_ranks(shop: Workshop) -> None:
+    from cpt.folder_lock import acquire
+
+    run_dir = settled(shop)
+    RunDir(run_dir).launch.mkdir()
+    with acquire(RunDir(run_dir).launch / ".lock"):
+        done = shop.cpt("launch", "run.yaml", "--cluster", cluster(shop, launcher="ssh"), "--skip-preflight")
+    assert done.code == 3 and "another process" in done.err, done.text
+
+
+def test_a_supervisor_that_waits_between_two_starts_is_asked_to_stop(shop: Workshop) -> None:
+    """All its ranks have failed; it would start them again."""
+    run_dir = settled(shop)
+    waits = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "launch"]
+    launcher = subprocess.Popen(waits, stdout=subprocess.PIPE)
+    try:
+        assert launcher.stdout and launcher.stdout.readline()
+        launched(shop, run_dir, id=str(launcher.pid), started=datetime.now(UTC).isoformat())
+        beat(run_dir, 0, "a", state="failed")
+        assert "asked" in shop.cpt("launch", "stop", run_dir).out and (run_dir / "STOP").exists()
+        launched(shop, run_dir, id=str(launcher.pid))  # in January: the number is another launch's now
+        assert "nothing to stop" in shop.cpt("launch", "stop", run_dir).out
+    finally:
+        launcher.kill()
+        launcher.communicate()
+
+
+def test_lines_that_are_followed_are_whole(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launch import on_hosts
+    from launch.record import read_record
+
+    monkeypatch.setattr(on_hosts, "LOOK_SECONDS", 0.01)
+    run_dir = settled(shop)
+    launched(shop, run_dir, details={"run_dir": str(run_dir), "host": "another"})
+    log = run_dir / "launch/log"
+    log.write_text("a: one\na: tw")
+    lines = on_hosts.logs(read_record(run_dir), follow=True)
+    assert next(lines) == "a: one"
+    with log.open("a") as file:
+        file.write("o\na: thr")
+    assert next(lines) == "a: two"
+    monkeypatch.setattr(on_hosts, "status", lambda launched: {"state": "ended"})
+    assert list(lines) == ["a: thr"]
+
+
+def test_a_command_is_shown_on_lines_that_a_shell_takes(shop: Workshop) -> None:
+    shown = shop.cpt("launch", "run.yaml", "--cluster", cluster(shop, env={"WORDS": "x " * 60 + "x"}), "--dry-run").out
+    command = shown.partition("command:\n")[2].partition("\n\n")[0]
+    given = json.loads(shop.cpt("launch", "run.yaml", "--cluster", cluster(shop), "--dry-run", "--json").out)
+    variables = [f"{name}={value}" for name, value in given["command_environment"].items()]
+    assert shlex.split(command.replace("\\\n", "")) == [*variables, *given["commands"][0]]
+
+
+def test_the_kind_of_file_is_known_wherever_it_stands(shop: Workshop) -> None:
+    (shop.root / "pilots.yaml").write_text("pilots: {}\n")
+    for words in (["pilots.yaml", "--cluster", "no.yaml"], ["--cluster", "no.yaml", "pilots.yaml"]):
+        assert "- pilots." in shop.cpt("launch", *words).err

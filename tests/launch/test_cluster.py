@@ -78,3 +78,27 @@ def test_of_this_shell_only_what_is_allowed_is_handed_on_and_never_a_secret(tmp_
     cluster = load_cluster(write(tmp_path, hosts=["a slots=1"], export=["NCCL_*", "HF_HOME"]))
     shell = {"NCCL_DEBUG": "INFO", "HF_HOME": "/hf", "HF_TOKEN": "x", "PATH": "/bin", "NCCL_API_KEY": "x"}
     assert exported(cluster, shell) == {"NCCL_DEBUG": "INFO", "HF_HOME": "/hf"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "must hold a mapping of fields such as kind, hosts"),
+        ("[a]", "must hold a mapping of fields such as kind, hosts"),
+        ("hostfile: ~no-such-user/hosts", "no such file"),
+        ("{hosts: [a slots=1], env: {N: 1}}", "env.N = 1: input should be a valid string; put it in quotes"),
+        ("{kind: kubernetes, image: x, nodes: 1, cpu: 4}", "put it in quotes; CPU request"),
+    ],
+)
+def test_a_common_mistake_is_told_with_its_fix(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_cluster(path)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["DB_PASSWD", "SSH_PASSPHRASE", "WANDB_API_KEY", "HF_TOKEN"])
+def test_a_wildcard_hands_no_secret_on(name: str, tmp_path: Path) -> None:
+    cluster = load_cluster(write(tmp_path, hosts=["a slots=1"], export=[f"{name[:2]}*"]))
+    assert exported(cluster, {name: "x", f"{name[:2]}_HOME": "/y"}) == {f"{name[:2]}_HOME": "/y"}

@@ -193,3 +193,22 @@ def test_the_memory_of_a_container_is_read_from_either_kind_of_control_group(
 
 def test_without_a_control_group_there_is_no_limit(tmp_path: Path) -> None:
     assert container_limit(tmp_path) is None
+
+
+def test_a_run_that_was_moved_is_looked_at_where_it_lies_now(workshop: Any) -> None:
+    from cpt.config import load_config, to_yaml
+
+    workshop.stores()
+    config = load_config(workshop.run_file("r"))
+    moved = workshop.root / "elsewhere" / "s"
+    moved.mkdir(parents=True)
+    (moved / "config.yaml").write_text(to_yaml(config))
+    assert job_facts(["--resume", str(moved)])["run_dir"]["path"] == str(moved)
+
+
+def test_a_folder_that_cannot_be_asked_for_its_room_leaves_the_other_facts(workshop: Any) -> None:
+    workshop.stores()
+    told = job_facts([str(workshop.run_file("r")), f"run.dir=/{'a' * 300}/runs"])
+    assert "too long" in told["run_dir"]["error"] and told["run_dir"]["path"] not in told["free_bytes"]
+    assert told["free_bytes"] and "hash" in told["config"]
+    assert "error" in (model_facts(f"{'a' * 300}/b") or {})

@@ -2,6 +2,8 @@
 trainer, which start in a tenth of a second. The real ones are in tests/multinode.
 """
 
+import errno
+import io
 import json
 import os
 import signal
@@ -19,7 +21,7 @@ import pytest
 from launch import deepspeed_command, host_launcher, local, on_hosts, supervise
 from launch.answer import TAG, end_leftovers
 from launch.cluster import HostsCluster, hosts_of
-from launch.host_launcher import HostEnd, judge
+from launch.host_launcher import HostEnd, Voice, judge
 from launch.on_hosts import Care
 from launch.record import LaunchJob, read_record
 
@@ -65,6 +67,9 @@ def note(event):
 note("start" if number == 0 else "resume")
 if word == "sleep":
     time.sleep(20)
+if word == "short":
+    time.sleep(1.5)
+    word = "finish"
 if word == "down":
     (Path(os.environ["DOWN"]) / host).touch()
     word = "crash"
@@ -293,3 +298,51 @@ def test_of_all_hosts_ends_the_one_that_tells_why(ends: list[tuple[str, int]], t
 def test_pdsh_tells_how_each_host_ended() -> None:
     said = host_launcher.PDSH_SAYS.match("pdsh@login: node-1.x: ssh exited with exit code 247\n")
     assert said and said.groups() == ("node-1.x", "247")
+
+
+def test_a_request_that_an_earlier_launch_did_not_obey_does_not_stop_a_new_one(start: Start, folder: Path) -> None:
+    (folder / "run/STOP").touch()
+    assert start("a:finish,b:finish") == 0
+    assert not (folder / "run/STOP").exists()
+
+
+class Broken(io.StringIO):
+    """A terminal that has gone, or a disk that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_ranks_are_listened_to_though_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Else their next line would not fit into the pipe, and they would wait for ever."""
+    monkeypatch.setattr(sys, "stdout", Broken())
+    program = "for number in range(20000): print('a line of a rank', number)"
+    voice = Voice([sys.executable, "-c", program], None, Broken(), "a")
+    try:
+        deadline = time.monotonic() + 20
+        while not voice.poll():
+            assert time.monotonic() < deadline, "it waits for a reader"
+            time.sleep(0.02)
+        assert voice.final_ends()[0].code == 0
+    finally:
+        voice.close()
+    assert capfd.readouterr().err.count("No space left on device; the job goes on") == 2  # terminal and log, once each
+
+
+def test_ranks_that_cannot_be_asked_are_not_killed_for_it(
+    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def ask() -> None:
+        while len(starts(folder)) < 2:
+            time.sleep(0.02)
+        monkeypatch.setattr(Path, "touch", refuse)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    threading.Thread(target=ask, daemon=True).start()
+    assert start("a:short,b:short") == 0
+    assert "the ranks cannot be asked" in capfd.readouterr().err

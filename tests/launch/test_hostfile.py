@@ -104,3 +104,12 @@ def test_deepspeed_is_told_exactly_the_slots_that_were_chosen(slots: list[set[in
     hosts = tuple(Host(f"n{number}", tuple(sorted(each))) for number, each in enumerate(slots))
     read = deepspeed_reads(render_hostfile(hosts), include_of(hosts))
     assert list(read.items()) == [(host.name, list(host.slots)) for host in hosts]
+
+
+@pytest.mark.parametrize("line", ["a b\nc", "a\nb slots=2", "a slots=2 b\nc", "a\x0bb\x0bc d\ne"])
+def test_a_line_with_a_line_break_in_it_is_a_problem_and_no_traceback(line: str) -> None:
+    assert "hosts.0" in refusal(parse_hosts, {"hosts.0": line}, slots=2)
+
+
+def test_a_name_that_no_file_can_have_is_a_problem_and_no_traceback() -> None:
+    assert "cannot be read" in refusal(read_hostfile, Path("a\0b"))

@@ -128,3 +128,30 @@ def test_following_goes_on_until_the_job_has_left_and_shows_whole_lines(
     assert next(lines) == "two"
     (tmp_path / "ended").touch()
     assert list(lines) == ["three"]
+
+
+def test_a_run_that_is_in_the_queue_is_not_submitted_again(tmp_path: Path, commands: Commands) -> None:
+    commands(sbatch="echo 41", squeue="echo 'PENDING|Priority||0:00|10:00'")
+    first = on_slurm.start(cluster(), job(tmp_path))
+    commands(sbatch="echo 42")
+    with pytest.raises(ConfigError, match="job 41 of it is still in the queue"):
+        on_slurm.start(cluster(), job(tmp_path))
+    assert read_record(tmp_path / "run") == first
+    commands(squeue="echo 'FAILED|None|n1|0:00|10:00'")
+    assert on_slurm.start(cluster(), job(tmp_path)).id == "42"
+    commands(sbatch="echo 43", squeue=FORGOTTEN)
+    assert on_slurm.start(cluster(), job(tmp_path)).id == "43"
+
+
+def test_an_answer_without_a_number_is_no_job(tmp_path: Path, commands: Commands) -> None:
+    commands(sbatch="true")  # as with options: {test-only: ""}
+    with pytest.raises(RuntimeError, match="not the number of a job"):
+        on_slurm.start(cluster(), job(tmp_path))
+
+
+def test_a_machine_that_knows_no_cluster_is_at_fault_and_not_the_cluster_file(
+    tmp_path: Path, commands: Commands
+) -> None:
+    commands(sbatch="echo 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1")
+    with pytest.raises(RuntimeError, match="this host part of the cluster"):
+        on_slurm.start(cluster(), job(tmp_path))

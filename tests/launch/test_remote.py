@@ -99,3 +99,15 @@ def test_the_time_of_the_first_output_is_by_this_machines_clock() -> None:
     )["n"]
     assert answer.first_output is not None and abs(answer.first_output - float(answer.output)) < 0.3
     assert answer.seconds > 0.5
+
+
+def test_a_host_that_babbles_or_holds_its_pipes_never_keeps_the_asker_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty chances for output that nobody has read when the process is killed; asyncio would wait for it."""
+    monkeypatch.setattr(remote, "OUTPUT_BYTES", 1000)
+    monkeypatch.setattr(remote, "END_SECONDS", 0.5)
+    answers = run_everywhere({f"n{number}": ["yes"] for number in range(40)}, as_process, seconds=20, at_once=8)
+    assert all("more than 1,000 bytes" in answer.why for answer in answers.values())
+    leaves = "import os, time; print('out', flush=True); os.fork() or (os.setsid(), time.sleep(4))"
+    began = time.monotonic()
+    assert run_everywhere({"n": python(leaves)}, as_process, seconds=0.8)["n"].code is None
+    assert time.monotonic() - began < 3.5

@@ -144,12 +144,12 @@ def test_a_time_limit_is_read_as_sbatch_reads_it(text: str, seconds: int) -> Non
 def test_everything_that_sbatch_would_refuse_or_misread_is_told_at_once() -> None:
     wrong = cluster(
         **{"time_limit": "5:00", "options": {"time": "1:00", "array": "0-9", "-p": "x", "comment": "a\nb"}},
-        **{"partition": "a\nb", "mounts": [{"source": "/a", "target": "/a"}]},
+        **{"partition": "a\nb", "mounts": [{"source": "/a", "target": "/a"}], "master_port": 65000},
     )
     with pytest.raises(ConfigError) as refused:
         check(wrong, name="run", folder=Path("runs\necho injected"))
     fields = {problem.field for problem in refused.value.problems}
-    assert fields == {"stop_seconds", "options.time", "options.array", "options.-p", "options.comment", "partition", "mounts", "run.dir"}  # fmt: skip
+    assert fields == {"stop_seconds", "options.time", "options.array", "options.-p", "options.comment", "partition", "mounts", "master_port", "run.dir"}  # fmt: skip
     check(cluster(), name="run", folder=Path("runs"))
 
 

@@ -164,3 +164,9 @@ def test_a_rank_that_saved_and_stopped_has_not_failed_for_slurm(tmp_path: Path) 
     rank.send_signal(signal.SIGTERM)
     assert rank.wait(timeout=20) == 0
     assert (tmp_path / "asked_to_stop").exists() and (tmp_path / "launch/asked").exists()
+
+
+def test_a_request_that_an_earlier_job_did_not_obey_does_not_stop_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "STOP").touch()
+    assert begin(tmp_path / "launch", tmp_path, restarts=0) == 0
+    assert not (tmp_path / "STOP").exists()

@@ -1,0 +1,56 @@
+"""The record of a launch: what was written comes back, and nothing else is believed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpt.rundir import DataError
+from launch.record import Launched, read_record, record_path, write_record
+
+STARTED = "2026-01-01T00:00:00+00:00"
+HOSTS = Launched("hosts", "4711", ("a",), ("deepspeed",), "/r/launch/log", STARTED, {"run_dir": "/r", "host": "a"})
+SLURM = Launched("slurm", "41,42", (), ("sbatch",), "/r/launch", STARTED, {"tasks": "many"})
+KUBERNETES = Launched("kubernetes", "cpt-r", ("cpt-r-0",), (), "", STARTED, {"namespace": "default", "form": "job"})
+
+
+@pytest.mark.parametrize("launched", [HOSTS, SLURM, KUBERNETES])
+def test_a_record_comes_back_as_it_was_written(launched: Launched, tmp_path: Path) -> None:
+    write_record(tmp_path, launched)
+    assert read_record(tmp_path) == launched
+
+
+@pytest.mark.parametrize(
+    ("launched", "changes"),
+    [
+        (HOSTS, {"kind": "host"}),
+        (HOSTS, {"id": "0"}),  # the process group of whoever asks
+        (HOSTS, {"id": 4711}),
+        (HOSTS, {"details": {}}),
+        (HOSTS, {"details": "run_dir"}),
+        (HOSTS, {"started": "yesterday"}),
+        (HOSTS, {"log": None}),
+        (HOSTS, {"hosts": None}),
+        (SLURM, {"id": "--user=me"}),  # scancel would take it for an option
+        (SLURM, {"id": ""}),
+        (KUBERNETES, {"id": "--all"}),
+        (KUBERNETES, {"details": {"namespace": "default", "form": "pod"}}),
+    ],
+)
+def test_what_no_launch_has_written_is_damaged_and_reaches_no_program(
+    launched: Launched, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    write_record(tmp_path, launched)
+    raw = json.loads(record_path(tmp_path).read_text())
+    record_path(tmp_path).write_text(json.dumps({**raw, **changes}))
+    with pytest.raises(DataError, match="damaged"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "hosts"', "null", "\x00"])
+def test_a_file_that_is_no_record_is_damaged(text: str, tmp_path: Path) -> None:
+    record_path(tmp_path).parent.mkdir()
+    record_path(tmp_path).write_text(text)
+    with pytest.raises(DataError, match="damaged"):
+        read_record(tmp_path)
