@@ -95,10 +95,10 @@ def test_no_more_hosts_are_asked_at_a_time_than_stated() -> None:
 
 def test_the_time_of_the_first_output_is_by_this_machines_clock() -> None:
     answer = run_everywhere(
-        {"n": python("import time; print(time.time(), flush=True); time.sleep(0.5)")}, as_process, seconds=20
+        {"n": python("import time; print(time.time(), flush=True); time.sleep(2)")}, as_process, seconds=20
     )["n"]
-    assert answer.first_output is not None and abs(answer.first_output - float(answer.output)) < 0.3
-    assert answer.seconds > 0.5
+    assert answer.first_output is not None and abs(answer.first_output - float(answer.output)) < 1.5
+    assert answer.seconds > 2
 
 
 def test_a_host_that_babbles_or_holds_its_pipes_never_keeps_the_asker_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_a_host_that_babbles_or_holds_its_pipes_never_keeps_the_asker_waiting(mo
     monkeypatch.setattr(remote, "END_SECONDS", 0.5)
     answers = run_everywhere({f"n{number}": ["yes"] for number in range(40)}, as_process, seconds=20, at_once=8)
     assert all("more than 1,000 bytes" in answer.why for answer in answers.values())
-    leaves = "import os, time; print('out', flush=True); os.fork() or (os.setsid(), time.sleep(4))"
+    leaves = "import os, time; print('out', flush=True); os.fork() or (os.setsid(), time.sleep(60))"
     began = time.monotonic()
     assert run_everywhere({"n": python(leaves)}, as_process, seconds=0.8)["n"].code is None
-    assert time.monotonic() - began < 3.5
+    assert time.monotonic() - began < 30  # not the minute for which somebody holds the pipe

@@ -1,6 +1,5 @@
 """The hosts that the other tests run on are what they claim to be, and nothing of them is left behind."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ SiteOf = Callable[[int], Any]
 
 
 def test_hosts_have_their_own_name_network_and_processes_and_are_reached_by_ssh_and_pdsh(site_of: SiteOf) -> None:
-    began = time.monotonic()
     cluster = site_of(4).cluster
-    assert time.monotonic() - began < 3
     asked = "hostname; hostname -I; ls -d /proc/[0-9]* | wc -l"
     command = ["pdsh", "-R", "ssh", "-S", "-w", "n1,n2,n3,n4", asked]
     code, out = cluster.login.run(command, env={"PDSH_SSH_ARGS_APPEND": f"-F {cluster.ssh_config}"})
