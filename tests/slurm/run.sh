@@ -21,4 +21,4 @@ if [ -n "$absent" ]; then
     apt-get -qq update
     apt-get -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends $absent >/dev/null
 fi
-"$@" "$(dirname "$0")"
+CPT_TEST_SLURM=1 "$@" "$(dirname "$0")"
