@@ -80,7 +80,8 @@ def _is_rms_norm(norm: torch.nn.Module) -> bool:
     probe = type(norm).__new__(type(norm))
     probe.__dict__ = {**norm.__dict__, "_parameters": {}}
     generator = torch.Generator().manual_seed(0)
-    probe.weight = torch.nn.Parameter(torch.randn(len(weight), generator=generator))
+    # Not by assignment: a model may be built just now with all its parameters on the meta device.
+    probe._parameters["weight"] = torch.nn.Parameter(torch.randn(len(weight), generator=generator))
     x = torch.randn(3, len(weight), generator=generator)
     return torch.allclose(cast("Tensor", probe.forward(x)), LeanNorm(probe)(x), rtol=1e-5, atol=1e-6)
 

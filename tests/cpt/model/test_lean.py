@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cpt.model.lean import ROTARY, LeanNorm, LeanRotary, apply_lean
+from cpt.train.one_by_one import empty_parameters
 
 SHAPE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
@@ -85,6 +86,12 @@ def test_other_dtypes_and_frozen_weights_come_out_as_before() -> None:
     frozen.get_input_embeddings().weight.requires_grad_(True)
     apply_lean(frozen)
     assert trained(frozen)[1][0] is not None and frozen.model.norm.weight.grad is None
+
+
+def test_a_model_without_memory_is_recognised_too() -> None:
+    with empty_parameters():  # as a resumed run under ZeRO 3 builds it
+        model = build()
+        assert apply_lean(model) == "norms, rotary positions"
 
 
 def test_a_second_model_of_the_family_finds_the_function_patched_once() -> None:
