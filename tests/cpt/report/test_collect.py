@@ -1,7 +1,8 @@
+import gc
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,15 @@ def test_a_missing_folder_and_a_folder_that_is_no_run_are_refused_with_the_path_
         collect_run(tmp_path)
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Python's collector visits all that other tests have left in this process, again and again."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
 def test_twenty_times_as_many_lines_take_about_twenty_times_as_long(tmp_path: Path) -> None:
     line = '{"step": %d, "tokens_seen": %d, "loss": 2.5, "loss_by_source": {"a": 2.5}, "tokens_by_source": {"a": 5}}\n'
     seconds = []
