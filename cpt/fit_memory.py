@@ -62,7 +62,7 @@ def setting_of(config: RunConfig, model: Config, *, world_size: int, on_gpu: boo
         on_gpu=on_gpu,
         attention=_attention_memory(config, model, on_gpu=on_gpu),
         fused_norms=_has_fused_norms(config.model.kernels, on_gpu=on_gpu),
-        lean_norms=config.model.kernels == "auto" and not on_gpu,
+        lean=config.model.kernels == "auto" and not on_gpu,
         loss_chunk=loss_chunk_tokens(shape.vocab_size, on_gpu=on_gpu) if shape else None,
         optimizer=train.optimizer,
         offload=parallel.offload != "none",

@@ -52,7 +52,7 @@ class Setting:
     on_gpu: bool = True
     attention: AttentionMemory = "fused"
     fused_norms: bool = False  # Liger's, which keep their input alone
-    lean_norms: bool = False  # ours on a CPU (``cpt.model.lean``), which do so where they compute in fp32
+    lean: bool = False  # our norms and gates on a CPU (``cpt.model.lean``), which do so where they compute in fp32
     loss_chunk: int | None = None  # tokens; None: whole logits
     optimizer: Literal["adamw", "muon"] = "adamw"
     offload: bool = False  # masters and moments live in host memory
@@ -302,7 +302,7 @@ def _norm_bytes(width: int, shape: Shape, setting: Setting) -> int:
     residual = 4 if setting.is_autocast else setting.compute_bytes
     if setting.fused_norms or shape.norm_weights == 2:  # one kernel keeps its input; its result feeds the products
         return (residual + setting.compute_bytes) * width
-    lean = setting.lean_norms and residual == 4
+    lean = setting.lean and residual == 4
     if setting.is_autocast:
         return (4 if lean else 8) * width  # the result is cast once for each product: counted there
     if lean:
@@ -323,7 +323,10 @@ def _block_bytes(shape: Shape, setting: Setting) -> int:
 
 
 def _mlp_values(shape: Shape, setting: Setting) -> int:
-    return ((3 if setting.fused_norms else 4) if shape.gated_mlp else 2) * shape.mlp_width
+    if not shape.gated_mlp:
+        return 2 * shape.mlp_width
+    lean = setting.lean and not setting.is_autocast and setting.compute_bytes == 4
+    return (3 if setting.fused_norms or lean else 4) * shape.mlp_width
 
 
 def _mask_bytes(setting: Setting) -> int:

@@ -1,4 +1,4 @@
-"""Norms and rotary positions in fewer passes: the same numbers, only where a probe has found the same formula."""
+"""Norms, rotary positions and gates in fewer passes: the same numbers, only where a probe has found the same formula."""
 
 import copy
 import sys
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cpt.model.lean import ROTARY, LeanNorm, LeanRotary, apply_lean
+from cpt.model.lean import ROTARY, LeanGate, LeanNorm, LeanRotary, apply_lean
 from cpt.train.one_by_one import empty_parameters
 
 SHAPE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -46,7 +46,7 @@ def test_logits_and_gradients_are_the_same_within_rounding(family: str) -> None:
     plain = build(family)
     lean = copy.deepcopy(plain)
     wanted, gradients = trained(plain)
-    assert apply_lean(lean) == "norms, rotary positions"
+    assert apply_lean(lean) == "norms, rotary positions, gates"
     found, lean_gradients = trained(lean)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
     for one, other in zip(lean_gradients, gradients, strict=True):
@@ -62,6 +62,8 @@ def test_gradients_agree_with_finite_differences(monkeypatch: pytest.MonkeyPatch
     cos, sin = torch.randn(2, 2, 3, 8, dtype=torch.float64)
     rotary = LeanRotary(lambda *arguments: pytest.fail("the composed one was called"))
     assert torch.autograd.gradcheck(lambda q, k: rotary(q, k, cos, sin), (q, k))
+    gate = LeanGate(build().model.layers[0].mlp.double())
+    assert torch.autograd.gradcheck(gate, (x,))
 
 
 def _applied(norm: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -73,7 +75,28 @@ def test_a_norm_of_another_formula_and_another_rotation_are_left_alone() -> None
     gemma = build("gemma")  # its norm multiplies by one more than the weight
     assert apply_lean(gemma) == "rotary positions"
     assert not any(isinstance(module.forward, LeanNorm) for module in gemma.modules())
-    assert apply_lean(build("cohere")) == ""  # neighbouring values are rotated as pairs there
+    assert apply_lean(build("cohere")) == "gates"  # neighbouring values are rotated as pairs there
+
+
+def test_a_gate_gives_the_same_bits_and_one_of_another_function_is_left_alone() -> None:
+    plain = build().model.layers[0].mlp
+    lean = copy.deepcopy(plain)
+    apply_lean(model := torch.nn.ModuleList([lean]))
+    assert isinstance(model[0].forward, LeanGate)
+    for x in (torch.randn(2, 5, 32), 9 * torch.randn(64, 32)):
+        results = []
+        for mlp in (plain, lean):
+            mlp.zero_grad()
+            given = x.clone().requires_grad_()
+            out = mlp(given)
+            out.square().sum().backward()
+            results.append((out, given.grad, *(parameter.grad for parameter in mlp.parameters())))
+        assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    relu = build()
+    relu.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+    apply_lean(relu)
+    assert not isinstance(relu.model.layers[0].mlp.forward, LeanGate)
+    assert isinstance(relu.model.layers[1].mlp.forward, LeanGate)
 
 
 def test_other_dtypes_and_frozen_weights_come_out_as_before() -> None:
@@ -91,11 +114,11 @@ def test_other_dtypes_and_frozen_weights_come_out_as_before() -> None:
 def test_a_model_without_memory_is_recognised_too() -> None:
     with empty_parameters():  # as a resumed run under ZeRO 3 builds it
         model = build()
-        assert apply_lean(model) == "norms, rotary positions"
+        assert apply_lean(model) == "norms, rotary positions, gates"
 
 
 def test_a_second_model_of_the_family_finds_the_function_patched_once() -> None:
     apply_lean(build())
     model = build()
-    assert apply_lean(model) == "norms, rotary positions"
+    assert apply_lean(model) == "norms, rotary positions, gates"
     assert not isinstance(getattr(sys.modules[type(model).__module__], ROTARY).composed, LeanRotary)
