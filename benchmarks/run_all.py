@@ -12,7 +12,10 @@ BENCHMARKS = (
     "launch.preflight",
 )
 NEEDS_GPU = ("gpu.throughput",)
-NEEDS_CORPORA = ("data.tokenize_memory", "data.kills", "data.packing", "data.clean_rules", "data.extend_tokenizer")
+NEEDS_CORPORA = (
+    *("data.tokenize_memory", "data.kills", "data.packing", "data.clean_rules", "data.extend_tokenizer"),
+    *("eval.loss_against_transformers", "eval.forgetting_study"),
+)
 NEEDS_PEERS = ("data.tokenize_speed", "data.minhash", "data.decontaminate", "data.ngram")  # by hand: see their --help
 NEEDS_HOSTS = ("launch.overhead", "launch.faults")  # by hand: half an hour on a machine that does nothing else
 NEEDS_MEASUREMENTS = ("planner.pythia", "planner.regmix", "planner.lr_curves")

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cpt.checkpoint.marker import META
 from cpt.checkpoint.portable import Checkpoint, step_folders
-from cpt.checkpoint.retention import Kind, survey
+from cpt.checkpoint.retention import Kind, read_pins, survey
 from cpt.eval.records import EvalRecord, read_eval
 from cpt.planner.wording import Facts, amount
 from cpt.rundir import DataError, RunDir, step_of
@@ -110,7 +110,8 @@ def _reasons(run_dir: Path, facts: Facts) -> list[str]:
         reasons.append(f"weights of every {policy.keep_weights_every} steps")
     if policy.keep_best and step == _best_step(run_dir, policy.keep_best, found):
         reasons.append(f"lowest loss of {policy.keep_best}")
-    return reasons
+    pins = read_pins(RunDir(run_dir).checkpoints)
+    return reasons + [f"pinned: {pin.reason}" for pin in pins.values() if pin.step == step]
 
 
 def _best_step(run_dir: Path, name: str, found: Mapping[int, Kind]) -> int | None:

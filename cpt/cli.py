@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 from cpt.ckpt_cli import ckpt_app
 from cpt.data_cli import data_app
 from cpt.doctor_cli import doctor_app
+from cpt.eval_cli import eval_app
 from cpt.launch_cli import launch_app
 from cpt.plan_cli import plan_app, print_facts
 
@@ -27,6 +28,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(config_app, name="config")
 app.add_typer(plan_app, name="plan")
+app.add_typer(eval_app, name="eval")
 app.add_typer(launch_app, name="launch")
 app.add_typer(doctor_app)
 
@@ -169,7 +171,7 @@ def _supervise(config: "RunConfig", first: list[str], again: list[str], nproc: i
     from cpt.problems import ConfigError
     from cpt.rundir import RunDir
     from cpt.runfolder import lock_folder
-    from launch.supervise import Job, supervise
+    from launch.local.supervise import Job, supervise
 
     def fits(world_size: int) -> bool:
         try:
@@ -195,7 +197,7 @@ def _supervise(config: "RunConfig", first: list[str], again: list[str], nproc: i
 
 def _train(arguments: list[str], nproc: int) -> None:
     if nproc > 1:
-        from launch.local import run_local
+        from launch.local.ranks import run_local
 
         raise typer.Exit(run_local(arguments, num_processes=nproc))
     from cpt.train.main import main as train_main
@@ -218,18 +220,6 @@ def config_schema() -> None:
     from cpt.config import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=1))
-
-
-@app.command("eval")
-def evaluate(
-    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="RUN_DIR/checkpoints/step_N")],
-    as_json: Json = False,
-) -> None:
-    """Held-out loss of checkpoints on every source of their run: cpt eval runs/NAME/checkpoints/step_00000500"""
-    from cpt.offline import base_record, eval_facts, evaluate_checkpoint, render_evals
-
-    facts = [eval_facts(evaluate_checkpoint(path), base_record(path)) for path in checkpoints]
-    print_facts(facts, render_evals, as_json=as_json)
 
 
 @app.command()
@@ -282,9 +272,10 @@ def extend_model(
 def report(
     run_dirs: RunDirs,
     out: Annotated[Path | None, typer.Option(help="folder for the report; default: RUN_DIR/report")] = None,
+    show: Annotated[bool, typer.Option("--open", help="show the page in the browser")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page and a Markdown twin: cpt report runs/A runs/B"""
+    """Write one self-contained HTML page and a Markdown twin: cpt report runs/A runs/B --open"""
     from cpt.report.render import build_report, report_data
 
     if as_json:
@@ -292,6 +283,11 @@ def report(
         return
     paths = build_report(run_dirs, out)
     typer.echo(f"{paths.html}\n{paths.markdown}")
+    if show:
+        import webbrowser
+
+        if not webbrowser.open(paths.html.resolve().as_uri()):
+            typer.echo(f"no browser was found here; open {paths.html} yourself", err=True)
 
 
 @app.command()

@@ -157,8 +157,8 @@ def _nearby_files(path: Path) -> str:
 def _make_paths_absolute(raw: dict[str, Any]) -> None:
     """Paths are relative to where the command runs; a run folder keeps them absolute, so that resume works anywhere."""
     base = Path.cwd()
-    data, model, run = (
-        section if isinstance(section := raw.get(name), dict) else {} for name in ("data", "model", "run")
+    data, model, run, evals = (
+        section if isinstance(section := raw.get(name), dict) else {} for name in ("data", "model", "run", "eval")
     )
     if isinstance(data.get("stores"), dict):
         data["stores"] = {
@@ -168,6 +168,8 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
     for key in ("init_from", "tokenizer"):  # either a local path or a hub name
         if isinstance(model.get(key), str) and (local := base / Path(model[key]).expanduser()).exists():
             model[key] = str(local)
+    if isinstance(evals.get("suite"), str):
+        evals["suite"] = str(base / Path(evals["suite"]).expanduser())
     if isinstance(run.get("dir", "runs"), str):
         run["dir"] = str(base / run.get("dir", "runs"))
     if isinstance(model.get("fresh"), str):

@@ -9,7 +9,7 @@ from cpt.cli_options import Json
 from cpt.plan_cli import print_facts
 
 if TYPE_CHECKING:
-    from launch.checks import Check
+    from launch.preflight.checks import Check
 
 doctor_app = typer.Typer()  # its verb is one of `cpt`, see cpt.cli
 ASKING = "asking torch for its attention back-ends, which takes some seconds ..."
@@ -29,8 +29,8 @@ def doctor(
 
     Exit code 0; 3 where the machine is at fault, 2 where only the run's files are.
     """
-    from launch.checks import render_report
-    from launch.doctor import examine
+    from launch.preflight.checks import render_report
+    from launch.preflight.doctor import examine
 
     report = examine([str(config), *(overrides or [])] if config else [], attention=attention_check)
     print_facts(report.to_json() if as_json else report, render_report, as_json=as_json)
@@ -39,7 +39,7 @@ def doctor(
 
 def attention_check(has_gpus: bool) -> "Check":
     """The back-end that ``model.attention=auto`` takes. Of those for GPUs only torch knows; a CPU has one."""
-    from launch.checks import Check
+    from launch.preflight.checks import Check
 
     if not has_gpus:
         return Check("attention", "pass", "auto is sdpa: every other back-end runs on CUDA only")

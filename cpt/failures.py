@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cpt.config import ConfigError
+from cpt.exit_codes import EXIT_BUG, EXIT_ENVIRONMENT, EXIT_USER
 from cpt.rundir import DataError
 
 _OWN = Path(__file__).resolve().parent.parent
@@ -26,15 +27,15 @@ def leave(code: int) -> NoReturn:
 def explain(error: Exception) -> tuple[int, str]:
     """Exit code and what to print: a considered message alone, or the traceback of what nobody considered."""
     if isinstance(error, ConfigError):
-        return 2, f"configuration error:\n{error}"
+        return EXIT_USER, f"configuration error:\n{error}"
     if isinstance(error, DataError):
-        return 2, f"data error: {error}"
+        return EXIT_USER, f"data error: {error}"
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, OSError):
-        return 3, f"environment error: {error}"
+        return EXIT_ENVIRONMENT, f"environment error: {error}"
     if isinstance(error, RuntimeError):
-        return 3, f"environment error: {error}" if _raised_here(error) else trace
-    return 1, f"{trace}This is a bug in cpt; please report it with the lines above."
+        return EXIT_ENVIRONMENT, f"environment error: {error}" if _raised_here(error) else trace
+    return EXIT_BUG, f"{trace}This is a bug in cpt; please report it with the lines above."
 
 
 def _raised_here(error: Exception) -> bool:

@@ -1,9 +1,11 @@
-"""One process at work in a run folder: who holds it, whether that holder lives, and how it is taken over.
+"""One process at work in a folder, or on one thing in it: who holds it, whether that holder lives, and how it is taken
+over.
 
-Owns ``.lock``. The kernel's lock (flock) decides among the processes of one machine. It may not reach over a shared
-folder, so the file also says who holds it, with a number that its holder raises every few seconds: a holder on another
-machine lives while that number changes. No clock is compared, neither with another machine's nor with itself: clocks
-differ, and go backwards. Refuses a folder whose holder lives, or that cannot be written.
+Owns the content of lock files: a run folder's ``.lock``, and what watchers claim. The kernel's lock (flock) decides
+among the processes of one machine. It may not reach over a shared folder, so the file also says who holds it, with a
+number that its holder raises every few seconds: a holder on another machine lives while that number changes. No clock
+is compared, neither with another machine's nor with itself: clocks differ, and go backwards. Refuses a folder whose
+holder lives, or that cannot be written.
 """
 
 import errno
@@ -14,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,12 +59,17 @@ class FolderLock:
         self._thread = threading.Thread(target=self._beat, name="run-folder-lock", daemon=True)
         self._thread.start()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the file still names this process: one that was suspended for long may have been taken over."""
+        return self.holder.is_same(read_holder(self._path))
+
     def close(self) -> None:
         if self._closed.is_set():
             return
         self._closed.set()
         self._thread.join()
-        if self.holder.is_same(read_holder(self._path)):
+        if self.is_held:
             os.ftruncate(self._handle, 0)
         os.close(self._handle)
 
@@ -101,17 +109,44 @@ def acquire(path: Path) -> FolderLock:
         OSError: the folder cannot be written.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        # O_DSYNC: over a network a sign of life must not wait in this machine's cache until it looks like death
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DSYNC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         fix = "a run needs to write there: mend its permissions, or copy it to where you may write"
         raise OSError(f"{path.parent}: the run folder cannot be written ({error.strerror}); {fix}") from None
     try:
         locked = _flock(handle, path)
         _wait_for_life(path, locked=locked)
-        return FolderLock(handle, path, _myself())
+        return FolderLock(handle, path, myself())
     except BaseException:
         os.close(handle)
         raise
+
+
+def living(paths: Iterable[Path]) -> set[Path]:
+    """The lock files whose holder lives, without taking them. Waits up to ``PATIENCE_SECONDS``, once for all of them,
+    where a holder is on another machine: it lives if it says something meanwhile.
+
+    Raises:
+        OSError: a file is there and cannot be read.
+    """
+    found, silent = set(), {}
+    for path in paths:
+        if holder := read_holder(path):
+            locked = _is_locked(path)
+            if locked:
+                found.add(path)
+            elif locked is None or holder.machine != _machine():
+                silent[path] = holder
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while silent and time.monotonic() < deadline:
+        time.sleep(min(0.2, PATIENCE_SECONDS))
+        for path, holder in list(silent.items()):
+            now = read_holder(path)
+            if now != holder:
+                del silent[path]
+                found |= {path} if now else set()
+    return found
 
 
 def read_holder(path: Path) -> Holder | None:
@@ -120,6 +155,22 @@ def read_holder(path: Path) -> Holder | None:
         return Holder(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether this kernel knows of a process that has the file; None where this file system has no such locks."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in NO_FLOCK:
+            return None
+        raise
+    finally:
+        os.close(handle)
+    return False
 
 
 def _flock(handle: int, path: Path) -> bool:
@@ -142,15 +193,17 @@ def _wait_for_life(path: Path, *, locked: bool) -> None:
         return
     print(f"{path}: held by {holder}; waiting up to {PATIENCE_SECONDS:g} s for a sign of life", flush=True)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
+    while True:
         now = read_holder(path)
-        if now is not None and now != holder:
+        if now is not None and now != holder:  # lives, or somebody else was as patient
             raise RuntimeError(_in_use(path, now))
         if path.stat().st_size == 0:  # it let go
             return
+        if time.monotonic() >= deadline:
+            break
         time.sleep(min(0.2, PATIENCE_SECONDS))
-    print(f"WARNING: {path}: {holder} gave no sign of life; this process takes the run over. If that one still runs, "
-          "stop it", file=sys.stderr, flush=True)  # fmt: skip
+    words = f"{holder} gave no sign of life; this process takes over. If that one still runs, stop it"
+    print(f"WARNING: {path}: {words}", file=sys.stderr, flush=True)
 
 
 def _in_use(path: Path, holder: Holder | None) -> str:
@@ -158,7 +211,8 @@ def _in_use(path: Path, holder: Holder | None) -> str:
     return f"{path.parent}: another process is training in this run folder{who}; wait for it or stop it"
 
 
-def _myself() -> Holder:
+def myself() -> Holder:
+    """This process, as it names itself from now on."""
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     return Holder(socket.gethostname()[:200], os.getpid(), since, _machine())
 

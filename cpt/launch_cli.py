@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from launch.hostfile import Host
     from launch.record import LaunchJob
 
-MODULES = {"hosts": "launch.on_hosts", "slurm": "launch.on_slurm", "kubernetes": "launch.on_kubernetes"}
+MODULES = {"hosts": "launch.hosts.verbs", "slurm": "launch.slurm.verbs", "kubernetes": "launch.kube.verbs"}
 
 
 class RunByDefault(TyperGroup):
@@ -95,7 +95,7 @@ def run(
     loaded, chosen, job = _load(config, overrides or [], cluster)
     if chosen.kind == "hosts":
         from launch.cluster import hosts_of
-        from launch.on_hosts import check_node_rank, describe, render
+        from launch.hosts.verbs import check_node_rank, describe, render
 
         hosts = hosts_of(chosen, include=include, exclude=exclude)
         _check_world(loaded, len(hosts) * len(hosts[0].slots))
@@ -248,9 +248,9 @@ def _check_world(config: "RunConfig", world_size: int) -> None:
 def _preflight(cluster: "HostsCluster", job: "LaunchJob", hosts: "tuple[Host, ...]") -> None:
     from rich.console import Console
 
-    from launch.checks import render_report
-    from launch.deepspeed_command import rank_environment
-    from launch.preflight import run_preflight
+    from launch.hosts.deepspeed_command import rank_environment
+    from launch.preflight.checks import render_report
+    from launch.preflight.run import run_preflight
 
     given = rank_environment(cluster, os.environ, interface=cluster.interface, threads=1)
     report = run_preflight(cluster, job, hosts, environment=given)
@@ -289,7 +289,7 @@ def _start_on_hosts(
     from cpt.config import ConfigError
     from cpt.folder_lock import acquire
     from cpt.rundir import RunDir as Folder
-    from launch.on_hosts import Care, start
+    from launch.hosts.verbs import Care, start
 
     def fits(world_size: int) -> bool:
         try:

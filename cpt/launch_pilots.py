@@ -17,8 +17,8 @@ from cpt.plan_cli import print_facts
 if TYPE_CHECKING:
     from cpt.planner.pilots import Grid
     from launch.cluster import Cluster
-    from launch.manifests import Tasks
-    from launch.on_slurm import ArrayJob
+    from launch.kube.manifests import Tasks
+    from launch.slurm.verbs import ArrayJob
 
 
 def is_pilot_file(path: Path) -> bool:
@@ -37,8 +37,9 @@ def launch_pilots(config: Path, cluster: Path, *, dry_run: bool, as_json: bool) 
     """
     from cpt.config import ConfigError, Problem
     from cpt.planner.pilots import load_pilots
-    from launch import on_kubernetes, on_slurm
     from launch.cluster import KubernetesCluster, SlurmCluster, load_cluster
+    from launch.kube import verbs as on_kubernetes
+    from launch.slurm import verbs as on_slurm
 
     grid, chosen = load_pilots(config), load_cluster(cluster)
     _check_world(grid, chosen)
@@ -64,8 +65,8 @@ def slurm_array(grid: "Grid", config: Path, *, python: str) -> "ArrayJob":
     """Trunks first; a branch may begin when all trunks have ended, and finds its own by itself."""
     from cpt.planner.pilot_facts import jobs_of
     from cpt.rundir import RunDir
-    from launch.on_slurm import ArrayJob
-    from launch.slurm_script import Task
+    from launch.slurm.script import Task
+    from launch.slurm.verbs import ArrayJob
 
     *pilots, collect = jobs_of(grid, config, python=python)
     notes = RunDir(grid.root).launch
@@ -83,7 +84,7 @@ def slurm_array(grid: "Grid", config: Path, *, python: str) -> "ArrayJob":
 def kubernetes_tasks(grid: "Grid", config: Path) -> "Tasks":
     """One task for each trunk, which trains its branches after it."""
     from cpt.planner.pilot_facts import jobs_of
-    from launch.chains import pilot_tasks
+    from launch.kube.chains import pilot_tasks
 
     return pilot_tasks(grid.settings.name, jobs_of(grid, config, python="python"), os.environ)
 

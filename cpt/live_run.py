@@ -8,6 +8,7 @@ from cpt.checkpoint.background import Saver
 from cpt.checkpoint.upload import Uploader
 from cpt.config import RunConfig
 from cpt.data.skipping import SkippedRows
+from cpt.eval.live_suite import LiveSuite
 from cpt.model.build import LoadedModel
 from cpt.prepare import Prepared
 from cpt.rundir import RunDir, note_event
@@ -33,6 +34,7 @@ class Run:
     uploader: Uploader | None = None  # rank 0 alone copies checkpoints
     metrics: MetricsHook | None = None  # rank 0 alone writes metrics
     profiler: StepProfiler | None = None  # where a trace was asked for
+    suite: LiveSuite | None = None  # rank 0 alone knows the benchmarks
     evaluation_cut_short: bool = False
     skipped: SkippedRows = field(default_factory=SkippedRows)  # the rows that the guard leaves out
 

@@ -1,7 +1,8 @@
-"""What is done with a checkpoint after training, in a process of its own: evaluate it, or export it to Hugging Face
-format.
+"""What is done with a checkpoint after training, in a process of its own: evaluate it, look at one document through it,
+or export it to Hugging Face format.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,19 +14,23 @@ from rich.console import Group
 from rich.table import Table
 
 from cpt.checkpoint.portable import Checkpoint, CheckpointMeta
-from cpt.config import RunConfig
+from cpt.config import ConfigError, Problem, RunConfig
 from cpt.data.batch import collate
 from cpt.data.packing import concat_row
+from cpt.data.store_selection import Split
+from cpt.eval.held_out_files import document_ids, keep_beginnings, keep_evaluation, store_decoder
 from cpt.eval.perplexity import EvalSpec, evaluate, held_out
-from cpt.eval.records import EvalRecord, read_eval, write_eval
+from cpt.eval.records import EvalRecord, read_eval
 from cpt.eval.retention import measure_retention
+from cpt.eval.token_view import MOST_TOKENS, TokenView, token_losses, token_texts
 from cpt.model.build import LoadedModel, load_tensors
 from cpt.model.export import ExportReport, ExportSpec, export_checkpoint
 from cpt.model.kernels import forward_logits
 from cpt.prepare import Prepared, prepare, tokenizer_path
-from cpt.run_model import build_from_meta, needs_of
+from cpt.run_model import build_from_meta, load_model, needs_of
 from cpt.rundir import DataError, RunDir
 from cpt.runfolder import check_same_plan, read_run_config
+from cpt.train.engine import Topology
 from cpt.train.loss_head import attach_loss_head
 
 
@@ -44,12 +49,14 @@ class Restored:
         return self.prepared.config
 
 
-def restore(path: Path, *, exact: bool = False) -> Restored:
+def restore(path: Path, *, exact: bool = False, device: str | None = None) -> Restored:
     """The model of a checkpoint that lies in a run folder, with its weights.
 
-    ``exact``: to compute in fp32 with the plain attention back-end, whatever the run used.
+    ``exact``: to compute in fp32 with the plain attention back-end, whatever the run used. ``device``: by default the
+    first GPU, where there is one.
 
     Raises:
+        ConfigError: this machine has no such device.
         DataError: an incomplete checkpoint, or one that lies in no run folder.
     """
     checkpoint = Checkpoint.open(path)
@@ -60,15 +67,25 @@ def restore(path: Path, *, exact: bool = False) -> Restored:
         read_run_config(root, ["model.attention=sdpa", "model.kernels=torch", "train.precision=fp32"] if exact else [])
     )
     check_same_plan(RunDir(root), prepared.plan)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = build_from_meta(prepared.config, checkpoint.meta, needs_of(prepared), device)
+    place = _device(device)
+    loaded = build_from_meta(prepared.config, checkpoint.meta, needs_of(prepared), place)
     load_tensors(loaded.model, checkpoint.tensors(), origin=str(path))
-    return Restored(prepared, RunDir(root), checkpoint.meta, loaded, device)
+    return Restored(prepared, RunDir(root), checkpoint.meta, loaded, place)
 
 
-def evaluate_checkpoint(path: Path) -> EvalRecord:
+def _device(name: str | None) -> torch.device:
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *(f"cuda:{number}" for number in range(gpus)), *(["cuda"] if gpus else [])]
+    if name is None:
+        return torch.device(known[-1])
+    if name not in known:
+        raise ConfigError(Problem("--device", name, "is not on this machine", f"there is {', '.join(known)}"))
+    return torch.device(name)
+
+
+def evaluate_checkpoint(path: Path, *, device: str | None = None) -> EvalRecord:
     """Held-out loss of a checkpoint on every source of its run, in the run's precision; also written to ``evals/``."""
-    restored = restore(path)
+    restored = restore(path, device=device)
     config = restored.config
     spec = EvalSpec(
         seq_len=restored.prepared.plan.seq_len,
@@ -77,18 +94,62 @@ def evaluate_checkpoint(path: Path) -> EvalRecord:
         backend=restored.loaded.report.attention,
         device=restored.device,
     )
-    sources = {name: held_out(store) for name, store in restored.prepared.heldout_stores.items()}
-    as_trained: Any = nullcontext()
-    if config.train.precision == "bf16":
-        as_trained = torch.autocast(restored.device.type, torch.bfloat16)
-    with as_trained:
+    stores = restored.prepared.heldout_stores
+    sources = {name: held_out(store) for name, store in stores.items()}
+    with _as_trained(restored):
         meta, model, vocab_size = restored.meta, restored.loaded.model, restored.prepared.vocab_size
         attach_loss_head(model, spec.backend, vocab_size=vocab_size, device=restored.device)
-        record = evaluate(model, sources, spec, step=meta.step, tokens_seen=meta.tokens_seen)
-    assert record is not None, "nothing asked this evaluation to stop"
+        found = evaluate(model, sources, spec, step=meta.step, tokens_seen=meta.tokens_seen)
+    assert found is not None, "nothing asked this evaluation to stop"
     restored.rundir.evals.mkdir(exist_ok=True)
-    write_eval(restored.rundir.eval_file(record.step), record)
-    return record
+    keep_evaluation(restored.rundir, found)
+    trouble = keep_beginnings(restored.rundir, found, stores, tokenizer_path(config))
+    if trouble:
+        print(f"WARNING: {trouble}", file=sys.stderr, flush=True)
+    return found.record
+
+
+def _as_trained(restored: Restored) -> Any:
+    """Computing in the precision of the run."""
+    if restored.config.train.precision == "bf16":
+        return torch.autocast(restored.device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def view_document(path: Path, source: str, number: int) -> TokenView:
+    """One held-out document through the model that the run began with and through its checkpoint at ``path``.
+
+    Raises:
+        ConfigError: no such source or document.
+        DataError: as ``restore``; or the run's tokenizer is not the one that made the store.
+    """
+    restored = restore(path)
+    store = _store_with(restored, source, number)
+    tokenizer = tokenizer_path(restored.config)
+    decode = None if tokenizer is None else store_decoder(tokenizer, store)
+    ids = document_ids(store, number, MOST_TOKENS).tolist()
+    base = load_model(restored.prepared, Topology(0, 1, restored.device), None)
+    seq_len, device = restored.prepared.plan.seq_len, restored.device
+    with _as_trained(restored):
+        before, after = (
+            token_losses(loaded.model, ids, seq_len=seq_len, backend=loaded.report.attention, device=device)
+            for loaded in (base, restored.loaded)
+        )
+    start, stop = store.document_bounds(number, number + 1).tolist()
+    return TokenView(source, number, restored.meta.step, stop - start, token_texts(ids, decode), before, after)
+
+
+def _store_with(restored: Restored, source: str, number: int) -> Split:
+    stores = restored.prepared.heldout_stores
+    asked, field = f"{source}:{number}", "--document"
+    if source not in stores:
+        rule, names = "names no source of this run", ", ".join(stores)
+        raise ConfigError(Problem(field, asked, rule, f"SOURCE:NUMBER with one of the sources {names}"))
+    last = stores[source].num_documents - 1
+    if not 0 <= number <= last:
+        rule = f"is outside the held-out split of {source}, whose documents are numbered 0 to {last:,}"
+        raise ConfigError(Problem(field, asked, rule, "`cpt eval documents` lists those that changed most"))
+    return stores[source]
 
 
 def base_record(path: Path) -> EvalRecord | None:
@@ -106,7 +167,7 @@ def eval_facts(record: EvalRecord, base: EvalRecord | None) -> dict[str, Any]:
         before = base.sources[name].loss if base and name in base.sources else None
         change = source.loss - before if source.loss is not None and before is not None else None
         shown: dict[str, Any] = {"group": source.group, "loss": source.loss, "bpb": source.bpb, "ppl": source.ppl}
-        sources[name] = {**shown, "tokens": source.tokens, "change": change}
+        sources[name] = {**shown, "tokens": source.tokens, "change": change, "stderr": source.stderr}
     facts = {"step": record.step, "tokens_seen": record.tokens_seen, "sources": sources, "errors": list(record.errors)}
     if base is None:
         return facts
@@ -126,11 +187,11 @@ def _render_eval(facts: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("source")
     table.add_column("group")
-    for column in ("loss", "change", "bits/byte", "perplexity", "tokens"):
+    for column in ("loss", "±", "change", "bits/byte", "perplexity", "tokens"):
         table.add_column(column, justify="right")
     for name, source in facts["sources"].items():
-        numbers = [source["loss"], source["change"], source["bpb"], source["ppl"]]
-        formats = ("{:.4f}", "{:+.4f}", "{:.4f}", "{:.2f}")
+        numbers = [source["loss"], source["stderr"], source["change"], source["bpb"], source["ppl"]]
+        formats = ("{:.4f}", "{:.4f}", "{:+.4f}", "{:.4f}", "{:.2f}")
         shown = [form.format(x) if x is not None else "-" for x, form in zip(numbers, formats, strict=True)]
         table.add_row(name, source["group"], *shown, f"{source['tokens']:,}")
     return table

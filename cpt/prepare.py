@@ -26,6 +26,7 @@ from cpt.plan_parts import heads_rule, micro_rows
 from cpt.planner.show import frozen_facts, frozen_table, in_words, recommendation_facts, render_steps
 from cpt.recommendation import Recommendation, read_recommendation
 from cpt.rundir import DataError, RunDir
+from cpt.suite_rules import suite_problems
 from cpt.world_rules import check_world as check_world  # the rules of ranks are a part of this module's name
 from cpt.world_rules import world_problems
 from data_tools.encoders import tokenizer_fingerprint
@@ -86,8 +87,10 @@ def _upload_problems(config: RunConfig) -> list[Problem]:
 
 
 def prepare_job(config: RunConfig, world_size: int) -> Prepared:
-    """``prepare``, for so many ranks. Raises ConfigError with the problems of both, stores and ranks, in one list."""
-    problems = world_problems(config, world_size)
+    """``prepare``, for so many ranks. Raises ConfigError with the problems of all, stores, ranks and benchmarks, in one
+    list.
+    """
+    problems = world_problems(config, world_size) + suite_problems(config, tokenizer_path(config))
     try:
         prepared = prepare(config)
     except ConfigError as error:

@@ -41,7 +41,7 @@ def location_of(detail: Any) -> list[Any]:
     location = list(detail["loc"])
     if location[:2] in (["train", "schedule"], ["data", "mix"]):
         del location[2:3]
-    return location[:2] if location[:2] == ["model", "fresh"] else location
+    return location[:2] if location[:2] in (["model", "fresh"], ["eval", "suite_steps"]) else location
 
 
 def problem_of(detail: Any, fields: Mapping[str, str]) -> Problem:

@@ -18,7 +18,8 @@ import yaml
 from rich.console import Console
 
 from cpt.checkpoint.marker import COMPLETE
-from cpt.planner.pilot_runs import EXIT_STOPPED, run_pilots
+from cpt.exit_codes import EXIT_STOPPED
+from cpt.planner.pilot_runs import run_pilots
 from cpt.planner.pilots import load_pilots
 from cpt.planner.wording import headline
 from cpt.quickstart_crew import Training, end_stopped, in_fork, launcher, train_all

@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpt.exit_codes import EXIT_STOPPED
 from cpt.failures import explain, leave
-from cpt.planner.pilot_runs import EXIT_STOPPED, Launch, Running, StopRequests, environment_of, launch_process
+from cpt.planner.pilot_runs import Launch, Running, StopRequests, environment_of, launch_process
 from cpt.report.reading import parse_object
 from cpt.rundir import RunDir
 

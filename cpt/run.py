@@ -12,12 +12,14 @@ from cpt.config import ConfigError, RunConfig
 from cpt.data.loader import Loader
 from cpt.data.place import Place
 from cpt.data.skipping import SkippingLoader, read_skipped
+from cpt.exit_codes import EXIT_STOPPED
 from cpt.heartbeats import clear_beats
 from cpt.live_run import Run
 from cpt.model.kernels import verify_packing
 from cpt.model.ulysses import share_rows
 from cpt.prepare import Prepared, prepare_job
 from cpt.resumption import announce_resume, changes_since, check_own
+from cpt.run_benchmarks import benchmark_hook, benchmarks_are_missing, measure_now, open_benchmarks
 from cpt.run_evaluation import evaluate_now, evaluation_hook, evaluation_is_missing
 from cpt.run_guard import watch_over
 from cpt.run_model import for_training, load_sharded
@@ -29,7 +31,7 @@ from cpt.rundir import DataError, RunDir, write_atomic
 from cpt.runfolder import changed_fields, claim, settle
 from cpt.train.deepspeed_config import EngineSpec
 from cpt.train.engine import Engine, Topology, check_machine, start_process_group, stop_process_group
-from cpt.train.guard import EXIT_STOPPED, StopFlag
+from cpt.train.guard import StopFlag
 from cpt.train.heartbeat import Heartbeat
 from cpt.train.hooks import Hook
 from cpt.train.loss_head import attach_loss_head, forward_losses
@@ -118,6 +120,7 @@ def _build(prepared: Prepared, topology: Topology, stop: StopFlag, *, resume: bo
     place = Place(topology.rank, topology.world_size, config.deepspeed.sequence_parallel)
     shared = share_rows(engine.model, backend, place, vocab_size=vocab_size, device=topology.device)
     run.loaded = loaded = loaded.noting(shared)
+    run.suite = open_benchmarks(run)
     if topology.rank == 0:
         if not resume:
             settle(rundir, prepared)  # only now: a start that was refused leaves its name free
@@ -185,9 +188,8 @@ def _fit(run: Run, first_step: int, heartbeat: Heartbeat) -> int:
     trainer.hooks = [*watch_hooks(run, heartbeat), *_hooks(run)]
     try:
         upload_existing(run)
-        # a stop cut it short; the checkpoint was still saved
-        if first_step and evaluation_is_missing(run, first_step):
-            evaluate_now(run, StepInfo.before_training(first_step, tokens_seen=first_step * job.tokens_per_step))
+        if first_step:
+            _catch_up(run, StepInfo.before_training(first_step, tokens_seen=first_step * job.tokens_per_step))
         with explaining_memory(run):
             if first_step == 0:
                 rehearse(run, loader, trainer.forward)
@@ -197,9 +199,17 @@ def _fit(run: Run, first_step: int, heartbeat: Heartbeat) -> int:
     finally:
         close_saves(run)
         loader.close()
-        for each in (run.profiler, run.metrics):
+        for each in (run.profiler, run.metrics, run.suite):
             if each:
                 each.close()
+
+
+def _catch_up(run: Run, info: StepInfo) -> None:
+    """A stop may have cut the evaluations of this step short; the checkpoint was still saved."""
+    if evaluation_is_missing(run, info.step):
+        evaluate_now(run, info)
+    if benchmarks_are_missing(run, info.step):
+        measure_now(run, info)
 
 
 def _forward(run: Run) -> Forward:
@@ -208,10 +218,10 @@ def _forward(run: Run) -> Forward:
 
 
 def _hooks(run: Run) -> list[Hook]:
-    """In order: metrics, evaluation, checkpoint."""
+    """In order: metrics, evaluation, benchmarks, checkpoint."""
     config, last = run.config, run.prepared.plan.num_steps
     hooks = [Hook(each, every=1) for each in (run.metrics, run.profiler) if each]
-    hooks.append(evaluation_hook(run))
+    hooks += [evaluation_hook(run), benchmark_hook(run)]
     hooks.append(Hook(lambda info: save(run, info), every=config.checkpoint.every_steps, at=frozenset({last})))
     return hooks
 

@@ -5,9 +5,10 @@ import time
 
 import torch.distributed as dist
 
+from cpt.eval.held_out_files import keep_beginnings, keep_evaluation
 from cpt.eval.perplexity import EvalSpec, evaluate, held_out
-from cpt.eval.records import write_eval
 from cpt.live_run import Run
+from cpt.prepare import tokenizer_path
 from cpt.train.hooks import Hook
 from cpt.train.stepinfo import StepInfo
 
@@ -37,7 +38,7 @@ def evaluate_now(run: Run, info: StepInfo) -> None:
     sources = {name: held_out(store) for name, store in run.prepared.heldout_stores.items()}
     started = time.perf_counter()
     with run.phases("evaluation"):
-        record = evaluate(
+        found = evaluate(
             run.engine.model,
             sources,
             spec,
@@ -45,12 +46,12 @@ def evaluate_now(run: Run, info: StepInfo) -> None:
             tokens_seen=info.tokens_seen,
             should_stop=lambda: _asked_to_stop(run),
         )
-    run.evaluation_cut_short = record is None
-    run.stop.is_agreed = run.stop.is_agreed or record is None  # it is all ranks that left
-    if record is not None and run.topology.rank == 0:
-        losses = {name: source.loss for name, source in record.sources.items()}
+    run.evaluation_cut_short = found is None
+    run.stop.is_agreed = run.stop.is_agreed or found is None  # it is all ranks that left
+    if found is not None and run.topology.rank == 0:
+        losses = {name: source.loss for name, source in found.record.sources.items()}
         try:
-            write_eval(run.rundir.eval_file(info.step), record)
+            keep_evaluation(run.rundir, found)
         except OSError as error:  # a full disk: the run goes on, but does not finish without the last record
             run.event("eval_failed", info.step, reason=str(error), losses=losses)
             print(f"WARNING: no record of the evaluation after step {info.step}: {error}", file=sys.stderr, flush=True)
@@ -58,6 +59,9 @@ def evaluate_now(run: Run, info: StepInfo) -> None:
             run.event("eval", info.step, seconds=round(time.perf_counter() - started, 3), losses=losses)
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
         print(f"held-out loss after step {info.step}: {shown}", flush=True)
+        trouble = keep_beginnings(run.rundir, found, run.prepared.heldout_stores, tokenizer_path(run.config))
+        if trouble:
+            print(f"WARNING: {trouble}", file=sys.stderr, flush=True)
 
 
 def _asked_to_stop(run: Run) -> bool:

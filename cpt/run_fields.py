@@ -14,11 +14,14 @@ from cpt.mix_fields import ConstantMix, Mix, Weight
 from cpt.mix_fields import StageSection as StageSection
 from cpt.schedule_fields import Count, RewarmCosine, Schedule, Section, Share, Steps
 
+LONGEST_NAME = 128  # of 255 that a folder's name and Slurm's accounts can hold; both add to it
 MaxEpochs = Annotated[float, Field(gt=0.0)]
 
 
 class RunSection(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="name of the run folder")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)] = Field(
+        description="name of the run folder"
+    )
     dir: Path = Field(Path("runs"), description="folder that holds run folders")
     seed: int = Field(1234, ge=0, lt=2**63, description="seed of data order and fresh weights")
 
@@ -173,6 +176,10 @@ class EvalSection(Section):
     every_steps: Count | None = Field(None, description="default: step 0 and the last step only")
     at_steps: tuple[Steps, ...] = Field((), description="further steps to evaluate at")
     tokens_per_source: Count = Field(262_144, description="held-out tokens evaluated of each source, at most")
+    suite: Path | None = Field(None, description="YAML of benchmarks to run on the model in training; default: none")
+    suite_steps: tuple[Steps, ...] | Literal["geometric"] = Field(
+        "geometric", description="steps at which it runs; geometric: doubling over the first 5%, then every tenth"
+    )
 
 
 class LogSection(Section):

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -259,9 +260,9 @@ def _undo_after(run: Run, step: int) -> None:
     for folder in run.rundir.checkpoints.glob("step_*"):
         if (step_of(folder) or 0) > step:
             delete_checkpoint(folder)
-    for file in run.rundir.evals.glob("step_*.json"):
-        if (step_of(file) or 0) > step:
-            file.unlink()
+    for file in run.rundir.evals.rglob("step_*.*"):  # of suites, too; a watcher's claims stay, for they may be held
+        if (step_of(Path(file.name.partition(".")[0])) or 0) > step and file.suffix != ".lock":
+            file.unlink(missing_ok=True)
 
 
 def initial_state(run: Run) -> Callable[[Fragment], None]:

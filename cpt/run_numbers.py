@@ -6,8 +6,9 @@ from cpt.announce import cost_of, model_config
 from cpt.data.batch import Batch
 from cpt.live_run import Run
 from cpt.model.size import layer_windows
-from cpt.train.metrics import ConsoleSink, JsonlSink, MetricsHook, Sink, Throughput, WandbSink, device_peak_flops
+from cpt.train.metrics import ConsoleSink, JsonlSink, MetricsHook, Sink, Throughput, device_peak_flops
 from cpt.train.profiling import StepProfiler
+from cpt.train.wandb_sink import WandbSink
 
 
 def build_metrics(run: Run) -> MetricsHook:

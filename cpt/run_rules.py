@@ -236,9 +236,16 @@ def _zero_plus_plus_shards_weights(config: RunConfig) -> Problem | None:
 
 
 def _evaluations_happen(config: RunConfig) -> Problem | None:
-    steps = config.train.tokens // config.train.global_batch_tokens
-    late = [step for step in config.eval.at_steps if step > steps]
-    return Problem("eval.at_steps", late, f"lies behind the last step, {steps}") if late else None
+    steps, section = config.train.tokens // config.train.global_batch_tokens, config.eval
+    listed = {"eval.at_steps": section.at_steps}
+    if section.suite_steps != "geometric":
+        listed["eval.suite_steps"] = section.suite_steps
+        if section.suite is None:
+            return Problem("eval.suite_steps", list(section.suite_steps), "there is no eval.suite to run at them")
+    for field, asked in listed.items():
+        if late := [step for step in asked if step > steps]:
+            return Problem(field, late, f"lies behind the last step, {steps}")
+    return None
 
 
 def _best_is_measured(config: RunConfig) -> Problem | None:
@@ -280,7 +287,10 @@ RULES: tuple[Rule, ...] = (
         ("deepspeed.hpz_size", "deepspeed.quantized_communication", "deepspeed.zero_stage"),
         _zero_plus_plus_shards_weights,
     ),
-    (("eval.at_steps", "train.tokens", "train.global_batch_tokens"), _evaluations_happen),
+    (
+        ("eval.at_steps", "eval.suite", "eval.suite_steps", "train.tokens", "train.global_batch_tokens"),
+        _evaluations_happen,
+    ),
     (("model",), _exactly_one_model),
     (("train.compile", "train.activation_checkpointing", "deepspeed.zero_stage"), _compiled_blocks_are_left_alone),
     (("train.global_batch_tokens", "data.seq_len"), _whole_rows),

@@ -15,7 +15,8 @@ from cpt.checkpoint.agreed import from_first, newest_good
 from cpt.checkpoint.background import Saved
 from cpt.checkpoint.marker import is_usable
 from cpt.checkpoint.portable import CheckpointMeta
-from cpt.checkpoint.retention import Policy, apply, decide, survey
+from cpt.checkpoint.retention import Policy, apply, decide, read_pins, survey
+from cpt.eval.claims import steps_being_evaluated
 from cpt.eval.records import read_evals
 from cpt.live_run import Run
 from cpt.train.stepinfo import StepInfo
@@ -167,7 +168,11 @@ def _after(run: Run, step: int) -> Mapping[str, object]:
     if uploader is not None:
         uploader.add(run.rundir.checkpoint(step))
     busy = uploader.busy if uploader else frozenset()
-    return apply(checkpoints, decide(found, policy, losses=losses, busy=busy))
+    leaving = [step for step, action in decide(found, policy, losses=losses, busy=busy).items() if action != "keep"]
+    busy |= steps_being_evaluated(run.rundir.evals, leaving)
+    # Pins come after claims: a watcher pins the best before it gives its claim back.
+    pinned = {pin.step for pin in read_pins(checkpoints).values()}
+    return apply(checkpoints, decide(found, policy, losses=losses, pinned=pinned, busy=busy))
 
 
 def held_out_losses(run: Run, name: str) -> dict[int, float]:

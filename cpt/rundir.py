@@ -11,6 +11,7 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 _STEP_NAME = re.compile(r"step_(\d{8})(\.json)?")
 
@@ -77,6 +78,31 @@ def note_event(name: str, step: int, rundir: RunDir, **details: object) -> None:
     line = {"time": time.time(), "step": step, "event": name, **details}
     with rundir.events.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def read_events(rundir: RunDir) -> list[dict[str, Any]]:
+    """Every event noted so far, oldest first. A line that a crash has cut is one without a name (``{}``): what was
+    counted once keeps its place.
+
+    Raises:
+        OSError: the file is there and cannot be read now.
+    """
+    try:
+        return parse_lines(rundir.events.read_bytes())
+    except FileNotFoundError:  # nothing was noted yet
+        return []
+
+
+def parse_lines(raw: bytes) -> list[dict[str, Any]]:
+    """JSON lines, one mapping each; ``{}`` for a line that holds none."""
+    found = []
+    for line in raw.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        found.append(value if isinstance(value, dict) else {})
+    return found
 
 
 def step_name(step: int) -> str:

@@ -2,7 +2,6 @@
 never.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from cpt.folder_lock import FolderLock, acquire
 from cpt.plan import Plan, read_plan, write_plan
 from cpt.prepare import Prepared
 from cpt.recommendation import write_recommendation
-from cpt.rundir import DataError, RunDir, write_atomic
+from cpt.rundir import DataError, RunDir, read_events, write_atomic
 
 # What may differ when a run goes on: where and how it computes and what it tells, never what it computes.
 CHANGEABLE = (
@@ -162,16 +161,7 @@ def finished_words(run_dir: Path) -> str:
 
 
 def _is_noted(name: str, step: int, rundir: RunDir) -> bool:
-    if not rundir.events.is_file():
-        return False
-    for line in rundir.events.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line cut short by a crash
-            continue
-        if isinstance(event, dict) and (event.get("event"), event.get("step")) == (name, step):
-            return True
-    return False
+    return any((event.get("event"), event.get("step")) == (name, step) for event in read_events(rundir))
 
 
 def _finish_change(rundir: RunDir, prepared: Prepared) -> None:

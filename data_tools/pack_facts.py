@@ -125,7 +125,8 @@ def check_figure(file: Path) -> None:
 
 def write_figure(file: Path, facts: Mapping[str, Any]) -> None:
     """Documents by length for each store, the row lengths, and what each rule cuts at them, as SVG."""
-    from cpt.report.drawing import FONT, blank, ink, run_colour, standalone, to_chart
+    from cpt.report.drawing import FONT, blank, ink, run_colour, to_chart
+    from cpt.report.plot_svg import standalone
 
     stores = facts["stores"]
     figure, axes = blank("tokens per document", "share of documents", height=300 + 16 * len(stores))

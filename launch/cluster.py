@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from cpt.config import read_mapping
 from cpt.problems import ConfigError, Problem, problem_of
+from cpt.run_fields import LONGEST_NAME
 from cpt.schedule_fields import Count, Section
 from launch.hostfile import Host, choose_hosts, parse_hosts, read_hostfile
 
@@ -186,6 +187,18 @@ def exported(cluster: Cluster, shell: Mapping[str, str]) -> dict[str, str]:
         for name, value in shell.items()
         if any(fnmatchcase(name, each) for each in cluster.export) and not SECRET.search(name)
     }
+
+
+def code_path(shell: Mapping[str, str]) -> dict[str, str]:
+    """PYTHONPATH where ``shell`` has it: what shares this machine's Python would run other code without it."""
+    return {"PYTHONPATH": shell["PYTHONPATH"]} if "PYTHONPATH" in shell else {}
+
+
+def name_problems(field: str, name: str) -> list[Problem]:
+    """Of a name that becomes a folder, a Slurm job or objects in Kubernetes."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return []
+    return [Problem(field, name, f"has {len(name.encode())} characters; {LONGEST_NAME} at most", "a shorter one")]
 
 
 def _listed(hostfile: Path | None, hosts: Sequence[str], slots: int | None) -> tuple[Host, ...]:

@@ -4,7 +4,6 @@ Owns ``progress``. A rank lives while its heartbeat changes, so a running one is
 are never compared. Refuses to guess: what is not on disk yet is None.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import yaml
 
 from cpt.heartbeats import Beat, read_beats
-from cpt.rundir import RunDir, step_of
+from cpt.rundir import RunDir, parse_lines
+from launch.run_folder import newest_step
 
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 12.0  # ranks write every 5 s at most, and a shared file system may be late
@@ -27,13 +27,12 @@ def progress(run_dir: Path, *, sleep: Callable[[float], None] = time.sleep) -> d
     """
     rundir = RunDir(run_dir)
     record: dict[str, Any] = next(reversed(_tail(rundir.metrics)), {})
-    steps = [step_of(marker.parent) for marker in rundir.checkpoints.glob("step_*/COMPLETE")]
     return {
         "run_dir": str(run_dir),
         "step": record.get("step"),
         "num_steps": _num_steps(rundir.config),
         "tokens_per_second": record.get("tokens_per_second"),
-        "checkpoint": max((step for step in steps if step is not None), default=None),
+        "checkpoint": newest_step(run_dir),
         "hosts": _hosts(rundir.heartbeats, sleep),
         "events": [_shortened(event) for event in _tail(rundir.events)[-LAST_EVENTS:]],
     }
@@ -81,17 +80,10 @@ def _tail(path: Path) -> list[dict[str, Any]]:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().splitlines()
+            last = file.read()
     except OSError:
         return []
-    found = []
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:  # cut at the front by us, or at the end by a crash
-            continue
-        found += [value] if isinstance(value, dict) else []
-    return found
+    return [record for record in parse_lines(last) if record]  # one may be cut at the front by us
 
 
 def _shortened(event: Mapping[str, Any]) -> dict[str, Any]:

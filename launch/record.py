@@ -5,7 +5,7 @@ Owns ``launch/record.json`` of a run folder. Refuses a folder that nothing was l
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ class Launched:
     kind: str
     id: str
     hosts: tuple[str, ...]
-    command: tuple[str, ...]
     log: str  # path of the output, or of a folder of outputs; empty where the cluster keeps it
     started: str  # UTC, ISO 8601
     details: dict[str, str]  # what its kind needs besides: namespace, host that the launcher runs on, ...
@@ -65,7 +64,8 @@ def read_record(run_dir: Path) -> Launched:
     path = record_path(run_dir)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        launched = Launched(**{**raw, "hosts": tuple(raw["hosts"]), "command": tuple(raw["command"])})
+        known = {field.name: raw[field.name] for field in fields(Launched)}  # an earlier version may have noted more
+        launched = Launched(**{**known, "hosts": tuple(raw["hosts"])})
         _check(launched)
     except FileNotFoundError:
         raise DataError(f"{path}: not there; the run was not started by `cpt launch`") from None
@@ -76,9 +76,9 @@ def read_record(run_dir: Path) -> Launched:
 
 def _check(launched: Launched) -> None:
     """Raises an error for what ``write_record`` did not write: a record may be damaged, or somebody else's."""
-    texts: list[Any] = [launched.log, *launched.hosts, *launched.command]
+    texts: list[Any] = [launched.log, *launched.hosts]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("log, hosts or command is no text")
+        raise ValueError("log or hosts is no text")
     datetime.fromisoformat(launched.started)
     if launched.kind not in SHAPES:
         raise ValueError(f"kind is {launched.kind!r}")

@@ -1,5 +1,5 @@
 """Every YAML under configs/ is complete: a run file loads, a pilot file gives a grid, a model file builds a config of
-the size it states, a cluster file names hosts.
+the size it states, a cluster file names hosts, a suite of benchmarks finds its items.
 """
 
 import json
@@ -21,6 +21,7 @@ PILOTS = sorted((ROOT / "configs" / "runs").glob("pilots_*.yaml"))
 RUNS = sorted({*(ROOT / "configs" / "runs").glob("*.yaml")} - {*PILOTS})
 CLEANING = sorted((ROOT / "configs" / "corpora").glob("clean_*.yaml"))
 CLUSTERS = sorted((ROOT / "configs" / "clusters").glob("*.yaml"))
+SUITES = sorted((ROOT / "configs" / "evals").glob("*.yaml"))
 MODELS = sorted((ROOT / "configs" / "models").glob("*.yaml"))
 UNITS = {"M": 1e6, "G": 1e9}
 
@@ -83,5 +84,16 @@ def test_a_cluster_file_is_whole_and_gives_a_world(path: Path) -> None:
         assert cluster.nodes > 1 and cluster.gpus_per_node > 0
 
 
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.name)
+def test_a_suite_has_both_groups_and_its_local_items_fit_their_templates(path: Path, tmp_path: Path) -> None:
+    from cpt.eval.suite import LocalTask, load_suite
+    from cpt.eval.task_files import write_local_task
+
+    suite = load_suite(path)
+    assert suite.name == path.stem and {"general", "domain"} <= suite.groups.keys()
+    for _, task in suite.tasks():
+        assert not isinstance(task, LocalTask) or write_local_task(task, tmp_path).is_file()
+
+
 def test_there_are_files_of_every_kind() -> None:
-    assert RUNS and PILOTS and MODELS and CLEANING and len(CLUSTERS) >= 3
+    assert SUITES and RUNS and PILOTS and MODELS and CLEANING and len(CLUSTERS) >= 3

@@ -24,13 +24,13 @@ from typing import Any
 import yaml
 
 from benchmarks.engine.result import write_result
-from launch.checks import Report, render_report
 from launch.cluster import HostsCluster
-from launch.facts import collect
 from launch.hostfile import Host
-from launch.preflight import run_preflight
+from launch.hosts.remote import CONNECT_SECONDS, Transport
+from launch.preflight.checks import Report, render_report
+from launch.preflight.facts import collect
+from launch.preflight.run import run_preflight
 from launch.record import LaunchJob
-from launch.remote import CONNECT_SECONDS, Transport
 
 NUM_HOSTS, REAL = 64, 2
 LOGIN_SECONDS = (0.2, 0.6)
@@ -134,7 +134,7 @@ class Lab:
 
         def run(host: str, command: Sequence[str]) -> list[str]:
             login = draw.uniform(*LOGIN_SECONDS) if waits else 0.0
-            network = "launch.bandwidth" in command
+            network = "launch.preflight.bandwidth" in command
             if host == f"n{dead}":
                 return ["sh", "-c", DEAD, "sh", str(CONNECT_SECONDS), host]
             if host in [f"n{rank}" for rank in range(REAL)] and not network:

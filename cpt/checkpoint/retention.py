@@ -1,7 +1,7 @@
-"""Which checkpoints are kept, reduced to their weights, or deleted. No torch.
+"""Which checkpoints are kept, reduced to their weights, or deleted, and which are pinned. No torch.
 
-``decide`` is a function of what lies in the folder, of held-out losses by step, and of the policy; nothing else: not
-of how often a run saves or evaluates, nor of what was decided before. ``apply`` carries it out.
+``decide`` is a function of what lies in the folder, of held-out losses by step, of pins, and of the policy; nothing
+else: not of how often a run saves or evaluates, nor of what was decided before. ``apply`` carries it out.
 
     full checkpoints 100 200 300 400, keep_last 2, keep_weights_every 200, lowest loss after step 100
     -> 100 is kept (best), 200 is reduced to its weights, 300 and 400 are kept (window)
@@ -9,16 +9,21 @@ of how often a run saves or evaluates, nor of what was decided before. ``apply``
 The newest usable full checkpoint is never deleted, whatever the policy says. Weights kept for good are never deleted
 either. Usable means that every promised file is there in its size: a folder that merely claims to be complete must
 not push out one that is. Copies that were uploaded are not looked at.
+
+A pin is a small file beside the checkpoints, ``pins/NAME.json``, by which another process, on whatever host, keeps one
+of them as it is for as long as the file says so: a watcher pins the best by its suite. One that cannot be read keeps
+all of them: nothing is deleted on a guess.
 """
 
+import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from cpt.checkpoint.marker import delete_checkpoint, is_full, read_marker, reduce_to_weights
-from cpt.rundir import DataError, step_name, step_of
+from cpt.checkpoint.marker import delete_checkpoint, is_full, read_json, read_marker, reduce_to_weights
+from cpt.rundir import DataError, step_name, step_of, write_atomic
 
 Kind = Literal["full", "weights", "broken"]  # broken: cut short, damaged or being written
 Action = Literal["keep", "reduce", "delete"]
@@ -32,22 +37,31 @@ class Policy:
     keep_weights_every: int | None = None
 
 
+@dataclass(frozen=True)
+class Pin:
+    """One checkpoint that stays as it is, and why."""
+
+    step: int
+    reason: str
+
+
 def decide(
     found: Mapping[int, Kind],
     policy: Policy,
     *,
     losses: Mapping[int, float] | None = None,
+    pinned: AbstractSet[int] = frozenset(),
     busy: AbstractSet[int] = frozenset(),
 ) -> dict[int, Action]:
-    """What becomes of each checkpoint, by step. The one of the lowest of ``losses`` (held-out, by step) is pinned;
-    ``busy`` ones are being uploaded and stay for now.
+    """What becomes of each checkpoint, by step. The one of the lowest of ``losses`` (held-out, by step) stays, and so
+    do ``pinned`` ones; ``busy`` ones are being uploaded or evaluated and stay for now.
 
     A broken folder goes only if a full checkpoint is newer: it may be being written, or be all there is.
     """
     full = sorted(step for step, kind in found.items() if kind == "full")
     if not full:
         return dict.fromkeys(found, "keep")
-    kept = set(full[-max(1, policy.keep_last) :]) | busy | _best(found, losses or {})
+    kept = set(full[-max(1, policy.keep_last) :]) | pinned | busy | _best(found, losses or {})
     return {step: _action(step, kind, policy, kept=kept, newest=full[-1]) for step, kind in found.items()}
 
 
@@ -64,6 +78,32 @@ def _action(step: int, kind: Kind, policy: Policy, *, kept: AbstractSet[int], ne
         return "keep"
     every = policy.keep_weights_every
     return "reduce" if every and step % every == 0 else "delete"
+
+
+def write_pin(checkpoints: Path, name: str, pin: Pin) -> None:
+    """Pin a checkpoint under a name; the one that had this pin before loses it."""
+    path = _pins(checkpoints) / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, json.dumps(asdict(pin)) + "\n")
+
+
+def read_pins(checkpoints: Path) -> dict[str, Pin]:
+    """All pins by name.
+
+    Raises:
+        DataError: a file that is none.
+    """
+    found = {}
+    for path in sorted(_pins(checkpoints).glob("*.json")):
+        raw = read_json(path)
+        if raw.keys() != {"step", "reason"} or type(raw["step"]) is not int or not isinstance(raw["reason"], str):
+            raise DataError(f"{path}: not a pin, which has a step and a reason; delete it")
+        found[path.stem] = Pin(raw["step"], raw["reason"])
+    return found
+
+
+def _pins(checkpoints: Path) -> Path:
+    return checkpoints / "pins"
 
 
 def survey(checkpoints: Path) -> dict[int, Kind]:

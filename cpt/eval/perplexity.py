@@ -2,8 +2,9 @@
 
 Rows are spread evenly over the held-out store, ``tokens_per_source`` in all, packed like training rows. They are dealt
 to ranks like training rows, and every rank makes the same number of forward passes: the last ones are filled with
-dummy rows whose labels are all ignored, so that the collectives of ZeRO-3 stay in step. Sums are kept per row in
-fp64, reduced over ranks, then added in row order.
+dummy rows whose labels are all ignored, so that the collectives of ZeRO-3 stay in step. Sums are kept in fp64, per row
+for the loss and per piece of a document (row x document) for its standard error; they are reduced over ranks, then
+added in row order. Which pieces there are follows from the store and the rows alone (:mod:`cpt.eval.document_pieces`).
 
 Example, 5 rows, 2 ranks, 2 rows a pass: rank 0 evaluates [0 1] [4 -], rank 1 evaluates [2 3] [- -].
 Refuses a held-out split without a predictable token.
@@ -16,12 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from numpy.typing import NDArray
+from torch.nn.functional import pad
 
 from cpt.data.batch import Batch, collate
 from cpt.data.packing import IGNORE_INDEX, PackedRow, TokenReader, concat_num_rows, concat_row
 from cpt.data.place import Place
 from cpt.data.store_selection import Split
+from cpt.eval.document_pieces import Pieces, by_document, ratio_stderr
 from cpt.eval.records import EvalRecord, SourceEval, aggregate, bits_per_byte, perplexity
 from cpt.rundir import DataError
 from cpt.train.loss_head import forward_losses
@@ -58,11 +61,20 @@ class EvalSpec:
 
 
 @dataclass(frozen=True)
-class RowSums:
-    """Per row: summed loss (nats) and number of counted tokens, over all ranks."""
+class Evaluated:
+    """What is kept of an evaluation: its record, and the pieces of documents behind it, by source."""
+
+    record: EvalRecord
+    pieces: Mapping[str, Pieces]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over all ranks: per row summed loss (nats) and number of counted tokens, per piece summed loss."""
 
     loss: list[float]
     tokens: list[int]
+    piece_nats: NDArray[np.float64]
 
 
 def evaluate(
@@ -73,8 +85,8 @@ def evaluate(
     step: int = 0,
     tokens_seen: int = 0,
     should_stop: Callable[[], bool] | None = None,
-) -> EvalRecord | None:
-    """Evaluate all sources; every rank calls it and every rank gets the same record, or None when a stop was asked for.
+) -> Evaluated | None:
+    """Evaluate all sources; every rank calls it and every rank gets the same, or None when a stop was asked for.
 
     ``should_stop`` is asked before every forward pass, on every rank equally often; one rank that says yes stops all
     of them.
@@ -85,18 +97,21 @@ def evaluate(
     was_training = model.training
     model.eval()
     results: dict[str, SourceEval] = {}
+    pieces: dict[str, Pieces] = {}
     errors: list[str] = []
     try:
         for name in sorted(sources):
             extent = _extent(name, sources[name].reader, spec)
-            sums = _row_sums(model, sources[name].reader, spec, extent=extent, should_stop=should_stop)
+            layout = _lay_out(sources[name].reader, extent)
+            sums = _sums(model, sources[name].reader, spec, layout=layout, should_stop=should_stop)
             if sums is None:
                 return None
-            results[name], error = _summarise(name, sources[name], sums, extent)
+            pieces[name] = layout.measured(sums.piece_nats)
+            results[name], error = _summarise(name, sources[name], sums, layout, pieces[name])
             errors += error
     finally:
         model.train(was_training)
-    return EvalRecord(step, tokens_seen, results, aggregate(results), tuple(errors))
+    return Evaluated(EvalRecord(step, tokens_seen, results, aggregate(results), tuple(errors)), pieces)
 
 
 @dataclass(frozen=True)
@@ -123,34 +138,82 @@ def _extent(name: str, reader: TokenReader, spec: EvalSpec) -> _Extent:
     return _Extent(spec.seq_len, tuple(index * available // number for index in range(number)))
 
 
-def _row_sums(
+@dataclass(frozen=True)
+class _Layout:
+    """Pieces of documents in the rows of an extent, end to end: ``document`` and ``tokens`` (counted) of each piece;
+    ``first``: number of each row's first piece.
+    """
+
+    extent: _Extent
+    document: NDArray[np.int64]
+    tokens: NDArray[np.int32]
+    first: NDArray[np.int64]
+
+    def measured(self, nats: NDArray[np.float64]) -> Pieces:
+        """Those pieces in which a token is counted."""
+        counted = self.tokens > 0
+        return Pieces(self.document[counted], self.tokens[counted], nats[counted])
+
+
+def _lay_out(reader: TokenReader, extent: _Extent) -> _Layout:
+    """From the borders of documents alone, hence the same on every rank and at every step.
+
+    A document's last token predicts nothing; so does a row's last token where the next one opens a document.
+    """
+    documents, tokens, first = [], [], []
+    begun = seen = pieces = 0  # documents that start in [0, seen)
+    for row in extent.rows:
+        start, stop = row * extent.seq_len, (row + 1) * extent.seq_len
+        begun += len(reader.document_starts(seen, start + 1))
+        seen = start + 1
+        borders = reader.document_starts(start + 1, stop + 1)
+        inner = borders[borders < stop]
+        counted = np.diff(np.concatenate([[start], inner, [stop]]))
+        counted[: len(borders)] -= 1
+        documents.append(begun - 1 + np.arange(len(counted)))
+        tokens.append(counted)
+        first.append(pieces)
+        pieces += len(counted)
+    return _Layout(
+        extent, np.concatenate(documents), np.concatenate(tokens).astype(np.int32), np.array(first, dtype=np.int64)
+    )
+
+
+@torch.no_grad()
+def _sums(
     model: torch.nn.Module,
     reader: TokenReader,
     spec: EvalSpec,
     *,
-    extent: _Extent,
+    layout: _Layout,
     should_stop: Callable[[], bool] | None,
-) -> RowSums | None:
-    num_rows = len(extent.rows)
+) -> Sums | None:
+    num_rows, seq_len = len(layout.extent.rows), layout.extent.seq_len
     ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     place = Place(*ranks, spec.sequence_parallel)
     rows_per_pass = place.num_readers * spec.micro_batch_size
+    padded = -(-seq_len // spec.sequence_parallel) * spec.sequence_parallel
     sums = torch.zeros(2, num_rows, dtype=torch.float64, device=spec.device)
+    of_pieces = torch.zeros(len(layout.tokens), dtype=torch.float64, device=spec.device)
     for first in range(0, num_rows, rows_per_pass):
         if should_stop is not None and _any_rank(should_stop(), spec.device):
             return None
         start = first + place.reader * spec.micro_batch_size
         own = range(start, start + spec.micro_batch_size)
-        batch = _batch(reader, own, extent)
-        shared = -(-extent.seq_len // spec.sequence_parallel) * spec.sequence_parallel
-        batch = batch.padded(shared).held_by(place)
-        loss_B, tokens_B = row_losses(model, batch.to(spec.device), spec.backend)
+        batch = _batch(reader, own, layout.extent)
+        # Blanks and dummy rows count nothing: they may name any piece.
+        pieces_BT = batch.segments_BT + torch.from_numpy(layout.first[np.array(own) % num_rows])[:, None]
+        pieces_BT = pad(pieces_BT, (0, padded - seq_len))[:, place.positions(padded)]
+        batch = batch.padded(padded).held_by(place).to(spec.device)
+        losses_BT = forward_losses(model, batch, spec.backend).per_token_BT.double()
         real = max(0, min(num_rows - start, spec.micro_batch_size))
-        sums[0, start : start + real] = loss_B[:real]
-        sums[1, start : start + real] = tokens_B[:real]
-    if place.world_size > 1:
-        dist.all_reduce(sums)  # where ranks share rows, each has a part of their sums
-    return RowSums(sums[0].tolist(), [int(count) for count in sums[1].tolist()])
+        sums[0, start : start + real] = losses_BT.sum(dim=1)[:real]
+        sums[1, start : start + real] = (batch.labels_BT != IGNORE_INDEX).sum(dim=1).double()[:real]
+        of_pieces.index_add_(0, pieces_BT.to(spec.device, non_blocking=True).flatten(), losses_BT.flatten())
+    if place.world_size > 1:  # where ranks share rows, each has a part of their sums
+        dist.all_reduce(sums)
+        dist.all_reduce(of_pieces)
+    return Sums(sums[0].tolist(), [int(count) for count in sums[1].tolist()], of_pieces.cpu().numpy())
 
 
 def _batch(reader: TokenReader, places: Sequence[int], extent: _Extent) -> Batch:
@@ -163,15 +226,6 @@ def _batch(reader: TokenReader, places: Sequence[int], extent: _Extent) -> Batch
     return collate(packed, [0] * len(packed))
 
 
-@torch.no_grad()
-def row_losses(model: torch.nn.Module, batch: Batch, backend: str) -> tuple[Tensor, Tensor]:
-    """Summed loss (nats, fp64) and counted tokens (fp64) of each row, both (B,); logits go to fp32 before the
-    softmax, a chunk of tokens at a time where the model has a ``LossHead``.
-    """
-    loss_B = forward_losses(model, batch, backend).per_token_BT.double().sum(dim=1)
-    return loss_B, (batch.labels_BT != IGNORE_INDEX).sum(dim=1).double()
-
-
 def _any_rank(stop: bool, device: torch.device | str) -> bool:
     """Whether any rank wants to stop: ranks must leave together, or the others wait in a collective for ever."""
     if not dist.is_initialized():
@@ -181,11 +235,12 @@ def _any_rank(stop: bool, device: torch.device | str) -> bool:
     return bool(flag.item())
 
 
-def _summarise(name: str, source: HeldOut, sums: RowSums, extent: _Extent) -> tuple[SourceEval, list[str]]:
-    tokens, length = sum(sums.tokens), extent.seq_len
-    documents = sum(len(source.reader.document_starts(row * length, (row + 1) * length)) for row in extent.rows)
+def _summarise(name: str, source: HeldOut, sums: Sums, layout: _Layout, pieces: Pieces) -> tuple[SourceEval, list[str]]:
+    tokens, length = sum(sums.tokens), layout.extent.seq_len
+    documents = sum(len(source.reader.document_starts(row * length, (row + 1) * length)) for row in layout.extent.rows)
     bad = [row for row, loss in enumerate(sums.loss) if not math.isfinite(loss)]
     loss: float | None = None
+    stderr: float | None = None
     errors = []
     if bad:
         errors = [
@@ -195,5 +250,6 @@ def _summarise(name: str, source: HeldOut, sums: RowSums, extent: _Extent) -> tu
         errors = [f"source {name!r}: no counted token, every held-out document is one token long"]
     else:
         loss = math.fsum(sums.loss) / tokens
+        stderr = ratio_stderr(by_document(pieces))
     bpb = bits_per_byte(loss, source.tokens_per_byte)
-    return SourceEval(source.group, loss, bpb, perplexity(loss), tokens, documents), errors
+    return SourceEval(source.group, loss, bpb, perplexity(loss), tokens, documents, stderr), errors

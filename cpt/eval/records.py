@@ -18,7 +18,10 @@ from cpt.rundir import DataError, write_atomic
 
 @dataclass(frozen=True)
 class SourceEval:
-    """One held-out source. ``tokens`` are counted tokens, ``documents`` those that begin in the evaluated rows."""
+    """One held-out source. ``tokens`` are counted tokens, ``documents`` those that begin in the evaluated rows;
+    ``stderr`` of the loss in nats per token, clustered by document (:func:`cpt.eval.document_pieces.ratio_stderr`),
+    None where fewer than two documents were measured or an older version wrote the file.
+    """
 
     group: str
     loss: float | None
@@ -26,6 +29,7 @@ class SourceEval:
     ppl: float | None
     tokens: int
     documents: int
+    stderr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class EvalRecord:
 
 
 def _own(kind: type[SourceEval] | type[GroupEval], value: Mapping[str, Any]) -> dict[str, Any]:
-    return {entry.name: value[entry.name] for entry in fields(kind)}
+    optional = {"stderr": value.get("stderr")}  # older files have none
+    return {entry.name: (optional | dict(value))[entry.name] for entry in fields(kind)}
 
 
 def bits_per_byte(loss: float | None, tokens_per_byte: float) -> float | None:

@@ -172,10 +172,11 @@ def _write(model: Any, spec: ExportSpec, folder: Path) -> None:
         )
     model.save_pretrained(folder, max_shard_size=spec.max_shard_size)
     if spec.tokenizer is not None:
-        _write_tokenizer(spec.tokenizer, folder)
+        write_tokenizer(spec.tokenizer, folder)
 
 
-def _write_tokenizer(tokenizer: Path, folder: Path) -> None:
+def write_tokenizer(tokenizer: Path, folder: Path) -> None:
+    """Copy the files of a tokenizer (see ``ExportSpec``) to an exported folder. Raises ConfigError: there are none."""
     if tokenizer.is_dir():
         found = [tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]
         if not found:

@@ -27,7 +27,8 @@ from cpt.planner.picture_style import (
     styled,
 )
 from cpt.planner.wording import Facts, amount, percent
-from cpt.report.drawing import RUNS_LIGHT, EndLabel, end_label, label_right, tick
+from cpt.report.drawing import EndLabel, end_label, label_right
+from cpt.report.palette import RUNS_LIGHT, tick
 
 
 @styled

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter
 
 from cpt.planner.picture_style import INK, SOFT, UNIT, dress, few_ticks, legend, sheet, styled
 from cpt.planner.wording import Facts
-from cpt.report.drawing import RUNS_LIGHT, tick
+from cpt.report.palette import RUNS_LIGHT, tick
 
 STEEP = 0.04  # first part of a curve that may leave the picture: right after the warm-up the loss falls steeply
 

@@ -16,7 +16,7 @@ from cpt.planner.fitting import FloatArray
 from cpt.planner.picture_style import FONT, GREY, INK, PAGE, SIDES, SOFT, dress, legend, sheet, styled
 from cpt.planner.preview_mix import FREE_EPOCHS, reads_in_words
 from cpt.planner.wording import Facts, amount, percent
-from cpt.report.drawing import RUNS_LIGHT, short, tick
+from cpt.report.palette import RUNS_LIGHT, short, tick
 
 Colour = tuple[float, float, float]
 

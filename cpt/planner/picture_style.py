@@ -1,6 +1,6 @@
 """How the planner's figures look, and how they become files: palette, panels, labels that cover nothing, PNG and SVG.
 
-The palette is the report's (:mod:`cpt.report.drawing`), on white: these files stand alone, where no page gives colours.
+The palette is the report's (:mod:`cpt.report.palette`), on white: these files stand alone, where no page gives colours.
 Owns that the same facts give the same bytes. Refuses to know what is drawn.
 """
 
@@ -23,7 +23,7 @@ from matplotlib.transforms import Bbox
 
 from cpt.planner.fitting import FloatArray
 from cpt.planner.wording import Facts, ends
-from cpt.report.drawing import LIGHT, MARKERS, RUNS_LIGHT, tick
+from cpt.report.palette import LIGHT, MARKERS, RUNS_LIGHT, tick
 from cpt.rundir import write_atomic
 
 INK, SOFT, GRID, PAGE = (LIGHT[role] for role in ("ink", "soft", "grid", "page"))

@@ -22,8 +22,7 @@ from cpt.checkpoint.marker import COMPLETE, is_usable
 from cpt.config import ConfigError, Problem, RunConfig, to_yaml, validate
 from cpt.plan import Plan, read_plan, write_plan
 from cpt.planner.pilots import Grid, Pilot
-from cpt.report.reading import read_lines
-from cpt.rundir import DataError, RunDir, step_of, write_atomic
+from cpt.rundir import DataError, RunDir, read_events, step_of, write_atomic
 
 # What makes a pilot the one it is; the rest may change between two calls.
 COMPARED = ("model.init_from", "data.stores", "data.seq_len", "run.seed", "train", "eval.tokens_per_source")
@@ -32,9 +31,9 @@ HOW_IT_COMPUTES = ("micro_batch_size", "activation_checkpointing", "compile")
 
 def is_finished(pilot: Pilot) -> bool:
     rundir = RunDir(pilot.run_dir)
-    if not rundir.events.exists() or not rundir.eval_file(pilot.num_steps).exists():
+    if not rundir.eval_file(pilot.num_steps).exists():
         return False
-    return any(event.get("event") == "finish" for event in read_lines(rundir.events, []))
+    return any(event.get("event") == "finish" for event in read_events(rundir))
 
 
 def is_held(pilot: Pilot) -> bool:

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from rich.console import Console
 
+from cpt.exit_codes import EXIT_STOPPED, exit_code
 from cpt.planner.observe import observe_runs, write_observations
 from cpt.planner.pilot_facts import grid_facts
 from cpt.planner.pilot_folders import (
@@ -37,13 +38,11 @@ from cpt.planner.pilot_progress import Progress, progress_for
 from cpt.planner.pilots import Grid, Pilot
 from cpt.rundir import DataError, write_atomic
 from data_tools.folder_lock import hold_folder
-from launch.local import exit_code
 
 POLL_SECONDS = 0.2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TIDY_SECONDS = 3.0
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE")
-EXIT_STOPPED = 143  # what the trainer ends with when it was told to stop, and saved
 
 
 class Child(Protocol):

@@ -318,7 +318,12 @@ def _changes(settings: PilotsSection, template: RunConfig, ladder: Ladder, multi
     every, saves = ladder.stable_steps, ladder.trunk_steps // ladder.stable_steps + 1
     return {
         "train": {"tokens": steps * template.train.global_batch_tokens, "schedule": schedule},
-        "eval": {"every_steps": None, "at_steps": list(at_steps) if is_trunk else []},
+        "eval": {
+            "every_steps": None,
+            "at_steps": list(at_steps) if is_trunk else [],
+            "suite": None,  # a pilot is read by its losses
+            "suite_steps": "geometric",
+        },
         "checkpoint": {"every_steps": every, "keep_last": saves} if is_trunk else {"every_steps": None, "keep_last": 1},
     }
 

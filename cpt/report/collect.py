@@ -45,6 +45,7 @@ SCALARS = (
     "mfu",
     "step_seconds",
     "memory_bytes",
+    "time",
 )
 
 
@@ -67,12 +68,13 @@ class Metrics:
 
 @dataclass(frozen=True)
 class SourceEval:
-    """Held-out figures of one source: loss in nats per token, bits per byte, perplexity."""
+    """Held-out figures of one source: loss in nats per token with its standard error, bits per byte, perplexity."""
 
     group: str
     loss: float
     bpb: float
     ppl: float
+    stderr: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,7 @@ def _to_metrics(lines: Sequence[Record], warnings: list[str]) -> Metrics:
             "later values are shown."
         )
     metrics = Metrics(
-        scalars={name: np.array([number(line.get(name)) for line in kept]) for name in SCALARS},
+        scalars={name: _column([line.get(name) for line in kept]) for name in SCALARS},
         loss_by_source=_nested_columns(kept, "loss_by_source"),
         tokens_by_source=_nested_columns(kept, "tokens_by_source"),
         phase_seconds=_nested_columns(kept, "phase_seconds"),
@@ -297,7 +299,15 @@ def _not_superseded(steps: FloatArray) -> NDArray[np.bool_]:
 def _nested_columns(lines: Sequence[Record], field: str) -> dict[str, FloatArray]:
     objects: list[Record] = [value if isinstance(value := line.get(field), dict) else {} for line in lines]
     names = dict.fromkeys(name for item in objects for name in item)
-    return {name: np.array([number(item.get(name)) for item in objects]) for name in names}
+    return {name: _column([item.get(name) for item in objects]) for name in names}
+
+
+def _column(values: list[Any]) -> FloatArray:
+    """None is NaN, and so is whatever is no number."""
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([number(value) for value in values])
 
 
 def _to_events(lines: Sequence[Record]) -> tuple[Event, ...]:
@@ -336,6 +346,7 @@ def _to_evaluation(step: int, record: Record) -> Evaluation:
                 number(value.get("loss")),
                 number(value.get("bpb")),
                 number(value.get("ppl")),
+                number(value.get("stderr")),
             )
             for name, value in sources.items()
         },

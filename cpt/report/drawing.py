@@ -1,9 +1,8 @@
-"""How a figure looks and becomes SVG text: colours, axes, labels, curves of any length. Knows nothing of runs.
+"""How a matplotlib figure of the planner and the data tools becomes SVG text for a page. Knows nothing of runs.
 
 Each figure is drawn narrow enough to be read on a phone and scales up. Colours are not numbers but CSS variables with
 a fallback, so the same SVG is legible on light, dark and paper. The same input gives the same bytes: ids are salted
-with the figure's name and no date is written. A curve costs at most four points per horizontal pixel: minimum and
-maximum of each bucket survive, so no spike is lost.
+with the figure's name and no date is written. The report's own figures need no matplotlib: :mod:`cpt.report.plot_svg`.
 """
 
 import re
@@ -14,55 +13,19 @@ from io import StringIO
 from typing import Any, Literal
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cpt.report.collect import FloatArray
-from cpt.report.summary import scaled
+from cpt.report.palette import LIGHT, RUNS_LIGHT, THEMES, short, tick
+from cpt.report.plots import Chart
 
 WIDTH, HEIGHT, FONT = 460.0, 290.0, 12.0  # SVG units; at 360 px on a phone the letters are 9 px tall
-BUCKETS = 220  # horizontal resolution of a curve
-LABEL_CHARS = 16
 
-# Okabe-Ito hues, told apart under all common colour blindness; markers carry the same difference without colour.
-LIGHT = {
-    "ink": "#1d2330",
-    "soft": "#646e80",
-    "grid": "#e3e6eb",
-    "page": "#ffffff",
-    "general": "#5b6b86",
-    "domain": "#b07d00",
-}
-DARK = {
-    "ink": "#e8eaee",
-    "soft": "#9aa4b5",
-    "grid": "#2c3340",
-    "page": "#14181f",
-    "general": "#93a3bf",
-    "domain": "#e3b341",
-}
-RUNS_LIGHT = ("#0068b0", "#cf4e00", "#00835c", "#a4508b", "#8a6d00", "#3a8fc7")
-RUNS_DARK = ("#5aaaf0", "#ff8a4a", "#3fcf9f", "#e594cb", "#d9c04a", "#8fd0ff")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 # matplotlib knows no CSS variable: each role is drawn in a colour nobody uses and exchanged in the finished text.
 ROLES = (*LIGHT, *(f"run{index}" for index in range(len(RUNS_LIGHT))))
 STAND_INS = {role: f"#0102{index:02x}" for index, role in enumerate(ROLES, start=16)}
-THEMES = {
-    "light": LIGHT | {f"run{i}": c for i, c in enumerate(RUNS_LIGHT)},
-    "dark": DARK | {f"run{i}": c for i, c in enumerate(RUNS_DARK)},
-}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure; ``svg`` is ready to stand in a page, :func:`standalone` makes a file of it."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
 
 
 @dataclass(frozen=True)
@@ -79,53 +42,6 @@ def end_label(curve: FloatArray, text: str, colour: str) -> EndLabel:
     return EndLabel(float(curve[-1, 0]), float(curve[-1, 1]), text, colour)
 
 
-def standalone(chart: Chart) -> str:
-    """The figure as an SVG file of its own, with the colours of both themes and a background."""
-    light, dark = (
-        ";".join(f"--{role}:{colour}" for role, colour in THEMES[theme].items()) for theme in ("light", "dark")
-    )
-    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
-    background = '<rect width="100%" height="100%" style="fill:var(--page)"/>'
-    return re.sub(
-        r"^<svg([^>]*)>", rf'<svg xmlns="http://www.w3.org/2000/svg"\1>{style}{background}', chart.svg, count=1
-    )
-
-
-def decimate(curve: FloatArray, buckets: int = BUCKETS) -> FloatArray:
-    """At most ``4 * buckets`` points [N, 2] of a curve sorted by x: first, lowest, highest and last of every bucket of
-    equal width."""
-    if len(curve) <= 4 * buckets:
-        return curve
-    x, y = curve.T
-    edges = np.searchsorted(x, np.linspace(x[0], x[-1], buckets + 1)[1:-1])
-    parts = [part for part in np.split(np.arange(len(x)), edges) if len(part)]
-    kept = {int(i) for part in parts for i in (part[0], part[np.argmin(y[part])], part[np.argmax(y[part])], part[-1])}
-    return curve[sorted(kept)]
-
-
-def running_mean(curve: FloatArray) -> FloatArray:
-    """Centred mean over one fortieth of the points; at both ends over what there is of the window."""
-    half = len(curve) // 80
-    if half == 0:
-        return curve
-    total = np.concatenate([[0.0], np.cumsum(curve[:, 1])])
-    at = np.arange(len(curve))
-    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(curve))
-    return np.column_stack([curve[:, 0], (total[high] - total[low]) / (high - low)])
-
-
-def finite_points(x: FloatArray, y: FloatArray | None) -> FloatArray:
-    if y is None:
-        return np.empty((0, 2))
-    keep = np.isfinite(x) & np.isfinite(y)
-    return np.column_stack([x[keep], y[keep]])
-
-
-def tick(value: float, _: object = None) -> str:
-    """An axis number: ``1.2 M``, ``400 k``, ``0.0002``."""
-    return re.sub(r"\.0+(?= )|(\.\d*?[1-9])0+(?= )", r"\1", scaled(value)) if abs(value) >= 1000 else f"{value:.3g}"
-
-
 def ink(role: str) -> str:
     return STAND_INS[role]
 
@@ -134,31 +50,12 @@ def run_colour(index: int) -> str:
     return STAND_INS[f"run{index % len(RUNS_LIGHT)}"]
 
 
-def run_marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
-
-
-def short(text: str) -> str:
-    return text if len(text) <= LABEL_CHARS else f"{text[: LABEL_CHARS - 1]}…"
-
-
 def blank(x_label: str, y_label: str, *, height: float = HEIGHT, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
     axes = figure.add_subplot()
     _dress(axes, x_label, y_label, grid)
     figure.patch.set_visible(False)
     return figure, axes
-
-
-def stacked(x_label: str, y_labels: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """Panels under one another over one horizontal axis, named under the lowest."""
-    figure = Figure(figsize=(WIDTH / 72, HEIGHT * 0.75 * len(y_labels) / 72), layout="constrained")
-    panels: list[Axes] = list(figure.subplots(len(y_labels), sharex=True, squeeze=False)[:, 0])
-    for axes, y_label in zip(panels, y_labels, strict=True):
-        _dress(axes, x_label, y_label, "y")
-        axes.label_outer()
-    figure.patch.set_visible(False)
-    return figure, panels
 
 
 def _dress(axes: Axes, x_label: str, y_label: str, grid: Literal["x", "y"]) -> None:
@@ -217,15 +114,6 @@ def label_right(axes: Axes, labels: Sequence[EndLabel]) -> None:
             level="center",
             bold=True,
         )
-
-
-def name_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
-    """Names beside the last point of each path: to the left of points in the right half, so that they stay inside."""
-    left, right = axes.get_xlim()
-    for label in labels:
-        on_right = (label.x - left) > 0.6 * (right - left)
-        offset, side = ((-10, 9), "right") if on_right else ((10, 9), "left")
-        write_beside(axes, (label.x, label.y), label.text, colour=label.colour, offset=offset, side=side, bold=True)
 
 
 def to_chart(name: str, title: str, caption: str, figure: Figure) -> Chart:

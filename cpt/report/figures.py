@@ -1,150 +1,121 @@
 """Which figures a report has and what each shows: run summaries in, charts out. How they look is
-:mod:`cpt.report.drawing`'s."""
+:mod:`cpt.report.plot_svg`'s and :mod:`cpt.report.bars`'."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from cpt.report import tables
-from cpt.report.collect import FloatArray
-from cpt.report.drawing import (
-    HEIGHT,
-    Chart,
-    EndLabel,
-    blank,
-    decimate,
-    end_label,
-    finite_points,
-    ink,
-    label_right,
-    name_ends,
-    run_colour,
-    run_marker,
-    running_mean,
-    short,
-    tick,
-    to_chart,
-    write_beside,
-)
+from cpt.report.bars import Bar, Part, stacked_bars
+from cpt.report.benchmark_views import accuracy_charts
 from cpt.report.goodput_views import goodput_chart
+from cpt.report.guard_marks import event_marks, told_marks
+from cpt.report.outcomes import Outcomes
+from cpt.report.plot_svg import plot_chart
+from cpt.report.plots import Axis, Chart, FloatArray, Plot, Series, finite_points, running_mean
 from cpt.report.promise import promise_chart
-from cpt.report.summary import Overview, Summary
+from cpt.report.summary import Summary, scaled
+from cpt.report.trade_off import retention_plane
+from cpt.report.verdict import Overview
 
 MAX_PANELS = 8  # sources drawn; the rest stands in the table
+TOKENS = Axis("tokens seen", "tokens")
+TWO_ERRORS = 2.0  # a band around held-out losses, in standard errors
+STRENGTHS = (1.0, 0.72, 0.52, 0.36, 0.24)  # of the sources of one group
+PHASE_PARTS = {
+    "forward": Part("forward", "run0"),
+    "backward": Part("backward", "run0", 0.6),
+    "optimizer": Part("optimizer", "run2"),
+    "communication": Part("communication", "run3"),
+    "data": Part("waiting for data", "run1", hatched=True),
+    "checkpoint": Part("checkpoints", "run4"),
+    "evaluation": Part("evaluations", "run4", 0.5),
+    "loop": Part("the loop itself", "soft", 0.35),
+}
 
 
-def build_charts(overview: Overview) -> list[Chart]:
-    """All figures that the runs have data for, the retention plane first."""
+@dataclass(frozen=True)
+class Figures:
+    """All figures that the runs have data for, by the place they have in a report."""
+
+    trade_off: Chart | None
+    curves: tuple[Chart, ...]
+    accuracies: tuple[Chart, ...]
+    mixture: tuple[Chart, ...]
+    cost: tuple[Chart, ...]
+
+    @property
+    def all(self) -> list[Chart]:
+        first = (self.trade_off,) if self.trade_off else ()
+        return [*first, *self.curves, *self.accuracies, *self.mixture, *self.cost]
+
+
+def build_figures(overview: Overview, outcomes: Outcomes) -> Figures:
     runs = overview.summaries
-    sources = _drawn_sources(runs)
-    charts = [
-        retention_plane(runs),
-        *(promise_chart(item, index, alone=len(runs) == 1) for index, item in enumerate(runs)),
-        *(loss_of_source(runs, source, number) for number, source in enumerate(sources, start=1)),
-    ]
-    charts += [shares(runs), tokens_by_source(runs), learning_rate(runs), throughput(runs), time_split(runs)]
-    charts.append(goodput_chart(runs))
-    return [chart for chart in charts if chart is not None]
-
-
-def retention_plane(runs: Sequence[Summary]) -> Chart | None:
-    """Forgetting to the right, gain upwards: each run's path through its evaluations, from the base at the origin."""
-    drawn = [(index, item) for index, item in enumerate(runs) if item.gain is not None and item.forgetting is not None]
-    if not drawn:
-        return None
-    figure, axes = blank("General forgetting (nats per token)", "Domain gain (nats per token)", height=HEIGHT * 1.25)
-    axes.axhline(0, color=ink("soft"), linewidth=0.8)
-    axes.axvline(0, color=ink("soft"), linewidth=0.8)
-    for index, item in drawn:
-        path = _path_of(item)
-        axes.plot(
-            *path.T,
-            color=run_colour(index),
-            linewidth=2,
-            marker=run_marker(index),
-            markersize=4,
-            clip_on=False,
-            zorder=3,
-        )
-        axes.plot(*path[-1], color=run_colour(index), marker=run_marker(index), markersize=10, clip_on=False, zorder=4)
-    axes.plot(0, 0, color=ink("ink"), marker="o", markersize=7, clip_on=False, zorder=5)
-    axes.margins(0.08)
-    write_beside(axes, (0, 0), "base", colour=ink("ink"), offset=(7, -16))
-    name_ends(axes, [end_label(_path_of(item), item.label, run_colour(index)) for index, item in drawn])
-    caption = (
-        "Each curve is a run's path through its evaluations, from the base at (0, 0) to the large "
-        "marker. Up is learned, right is forgotten: "
-        "the best corner is the upper left."
+    losses = [loss_of_source(runs, source, number) for number, source in enumerate(_drawn_sources(runs), start=1)]
+    promises = [promise_chart(item, index, alone=len(runs) == 1) for index, item in enumerate(runs)]
+    return Figures(
+        trade_off=retention_plane(runs),
+        curves=_drawn([*losses, *promises, learning_rate(runs), gradient_norm(runs)]),
+        accuracies=tuple(accuracy_charts(runs, outcomes)),
+        mixture=_drawn([mixture(runs), shares(runs)]),
+        cost=_drawn([goodput_chart(runs), time_split(runs), throughput(runs)]),
     )
-    if left_out := [item.label for item in runs if not item.continues_base]:
-        caption += f" Not drawn, because without a base there is nothing to forget: {', '.join(left_out)}."
-    return to_chart("retention", "What was learned against what was forgotten", caption, figure)
+
+
+def _drawn(charts: Sequence[Chart | None]) -> tuple[Chart, ...]:
+    return tuple(chart for chart in charts if chart is not None)
 
 
 def loss_of_source(runs: Sequence[Summary], source: str, number: int) -> Chart | None:
     """Training loss (raw, light; running mean, strong) and held-out points of one source over tokens."""
-    figure, axes = blank("tokens seen", "loss (nats per token)")
-    labels: list[EndLabel] = []
+    series: list[Series] = []
     fixed: list[FloatArray] = []
     fresh: list[FloatArray] = []
     for index, item in enumerate(runs):
         curve = finite_points(item.run.metrics.tokens, item.run.metrics.loss_by_source.get(source))
-        held_out = np.array(
-            [(e.tokens_seen, e.sources[source].loss) for e in item.run.evaluations if source in e.sources]
-        ).reshape(-1, 2)
-        held_out = held_out[np.isfinite(held_out).all(axis=1)]
+        held_out, spread = _held_out(item, source)
         smooth = running_mean(curve)
-        axes.plot(*decimate(curve).T, color=run_colour(index), linewidth=0.7, alpha=0.28)
-        axes.plot(*decimate(smooth).T, color=run_colour(index), linewidth=1.8)
-        axes.plot(
-            *held_out.T,
-            color=run_colour(index),
-            linewidth=0.8,
-            marker=run_marker(index),
-            markersize=5.5,
-            markerfacecolor=ink("page"),
-            markeredgewidth=1.5,
-        )
+        series += [Series(index, item.label, curve, "raw"), Series(index, item.label, smooth)]
+        low, high = (held_out[:, 1] - spread, held_out[:, 1] + spread) if np.isfinite(spread).all() else (None, None)
+        series.append(Series(index, item.label, held_out, "held_out", low, high))
         (fixed if item.continues_base else fresh).extend([smooth, held_out])
-        last = held_out if len(held_out) else smooth
-        if len(last):
-            labels.append(end_label(last, item.label, run_colour(index)))
     limits = _loss_limits(fixed, fresh)
     if limits is None:
         return None
-    axes.set_ylim(*limits)
-    labels = [replace(label, text=f"{label.text} ↑") if label.y > limits[1] else label for label in labels]
-    label_right(axes, labels)
     group = next((item.groups[source] for item in runs if source in item.groups), "unknown")
-    caption = "Line: training loss, running mean; light: every logged step. Open markers: held-out loss."
-    return to_chart(f"loss_{number}_{source}", f"Loss on {source} ({group})", caption, figure)
+    has_band = any(item.low is not None and len(item.points) for item in series)
+    caption = "Line: training loss, running mean; light: every logged step. Markers on thin lines: held-out loss"
+    caption += ", with a band of two standard errors." if has_band else "."
+    marks = event_marks(runs)
+    y = Axis("loss (nats per token)", limits=limits)
+    plot = Plot(TOKENS, y, _filled(series), marks)
+    title = f"Loss on {source} ({group})"
+    return plot_chart(f"loss_{number}_{source}", title, caption + told_marks(marks), [plot])
 
 
 def shares(runs: Sequence[Summary]) -> Chart | None:
     """General share of tokens: dashed as planned per stage, solid as realised over a sliding window."""
-    figure, axes = blank("tokens seen", "general share of tokens")
-    labels = []
+    series = []
     for index, item in enumerate(runs):
-        realised, planned = _realised_share(item), _planned_share(item)
-        axes.plot(*decimate(realised).T, color=run_colour(index), linewidth=1.8)
-        axes.plot(*planned.T, color=run_colour(index), linewidth=1.2, linestyle=(0, (4, 3)), alpha=0.9)
-        ends = realised if len(realised) else planned
-        if len(ends):
-            labels.append(end_label(ends, item.label, run_colour(index)))
-    if not labels:
+        series.append(Series(index, item.label, _realised_share(item)))
+        series.append(Series(index, item.label, _planned_share(item), "plan"))
+    if not _filled(series):
         return None
-    axes.set_ylim(-0.02, 1.02)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    label_right(axes, labels)
     caption = "Dashed: planned. Solid: realised, over a sliding window of one fortieth of the run."
-    return to_chart("shares", "General share, planned and realised", caption, figure)
+    plot = Plot(TOKENS, Axis("general share of tokens", "share", (-0.02, 1.02)), _filled(series))
+    return plot_chart("shares", "General share, planned and realised", caption, [plot])
 
 
 def learning_rate(runs: Sequence[Summary]) -> Chart | None:
     return _over_tokens(runs, "lr", ("Learning rate", "learning rate"), "As applied, after warm-up and decay.")
+
+
+def gradient_norm(runs: Sequence[Summary]) -> Chart | None:
+    caption = "Of the gradient, before clipping. Running mean; light: every logged step."
+    return _over_tokens(runs, "grad_norm", ("Gradient norm", "gradient norm"), caption)
 
 
 def throughput(runs: Sequence[Summary]) -> Chart | None:
@@ -153,85 +124,75 @@ def throughput(runs: Sequence[Summary]) -> Chart | None:
 
 
 def time_split(runs: Sequence[Summary]) -> Chart | None:
-    """Bars of the share of time that each phase took, runs side by side."""
-    drawn = [(index, item, item.share_by_phase) for index, item in enumerate(runs) if item.share_by_phase]
-    if not drawn:
+    """A bar per run of the share of time that each phase took."""
+    drawn = [(item.label, item.share_by_phase, sum(item.seconds_by_phase.values())) for item in runs]
+    bars = [Bar(label, shares, note=tables.duration(seconds)) for label, shares, seconds in drawn if shares]
+    if not bars:
         return None
-    names = [name for name in tables.PHASE_WORDS if any(shares.get(name, 0.0) > 0 for _, _, shares in drawn)]
-    figure, axes = blank("share of the time", "", height=90.0 + (12.0 + 15.0 * len(drawn)) * len(names), grid="x")
-    thickness = 0.8 / len(drawn)
-    for row, (index, _, shares) in enumerate(drawn):
-        places = np.arange(len(names)) - 0.4 + thickness * (row + 0.5)
-        axes.barh(places, [shares.get(name, 0.0) for name in names], height=thickness * 0.82, color=run_colour(index))
-        for place, name in zip(places, names, strict=True):
-            share = shares.get(name, 0.0)
-            write_beside(axes, (share, place), tables.percent(share), colour=ink("soft"), offset=(4, 0), level="center")
-    axes.set_yticks(range(len(names)), [tables.PHASE_WORDS[name] for name in names], parse_math=False)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(max(shares.values()) for _, _, shares in drawn))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    caption = "Of the process that logs; evaluations and checkpoints lie between steps, the other phases within them."
-    if len(drawn) > 1:
-        caption += f" Bars in the order {', '.join(item.label for _, item, _ in drawn)}."
-    return to_chart("time", "Where the time went", caption, figure)
+    parts = {key: part for key, part in PHASE_PARTS.items() if any(bar.shares.get(key, 0.0) > 0 for bar in bars)}
+    title = "Where the time went"
+    caption = (
+        "Of the process that logs; evaluations and checkpoints lie between steps, the other phases within them. "
+        "Hatched: waiting. At the right: all phases together."
+    )
+    return Chart("time", title, caption, stacked_bars("time", title, parts, bars))
 
 
-def tokens_by_source(runs: Sequence[Summary]) -> Chart | None:
-    """Bars of tokens trained on per source, runs side by side; a tick marks the plan."""
-    names = list(dict.fromkeys(name for item in runs for name in (*_planned_tokens(item), *item.realised_by_source)))
-    if not names:
+def mixture(runs: Sequence[Summary]) -> Chart | None:
+    """A bar per run of the tokens trained on by source; the thin bar below is the plan."""
+    bars = []
+    for item in runs:
+        realised, planned = _of_sum(item.realised_by_source), _of_sum(_planned_tokens(item))
+        if realised or planned:
+            bars.append(Bar(item.label, realised, planned, scaled(item.tokens) if math.isfinite(item.tokens) else ""))
+    groups = {name: group for item in runs for name, group in item.groups.items()}
+    names = sorted({name for bar in bars for name in (*bar.shares, *(bar.planned or {}))})
+    parts: dict[str, Part] = {}
+    for group in ("general", "domain"):
+        members = [name for name in names if (groups.get(name) == "general") == (group == "general")]
+        for number, name in enumerate(members):
+            parts[name] = Part(f"{name} ({groups.get(name, 'unknown')})", group, STRENGTHS[number % len(STRENGTHS)])
+    if not parts:
         return None
-    figure, axes = blank("tokens trained on", "", height=90.0 + 20.0 * len(names) * len(runs), grid="x")
-    thickness = 0.8 / len(runs)
-    for index, item in enumerate(runs):
-        places = np.arange(len(names)) - 0.4 + thickness * (index + 0.5)
-        axes.barh(
-            places,
-            [item.realised_by_source.get(name, 0) for name in names],
-            height=thickness * 0.82,
-            color=run_colour(index),
-        )
-        for place, name in zip(places, names, strict=True):
-            if _planned_tokens(item).get(name):
-                axes.plot(
-                    [_planned_tokens(item)[name]] * 2,
-                    [place - thickness / 2, place + thickness / 2],
-                    color=ink("ink"),
-                    linewidth=1.6,
-                )
-    axes.set_yticks(range(len(names)), [short(name) for name in names], parse_math=False)
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(tick))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    order = ", ".join(item.label for item in runs)
-    caption = f"Bars in the order {order}; the tick is the plan." if len(runs) > 1 else "The tick is the plan."
-    return to_chart("tokens", "Tokens per source", caption, figure)
+    title = "Mixture, realised and planned"
+    caption = "Shares of the tokens trained on. The thin bar below is the plan; at the right: tokens trained on."
+    return Chart("mixture", title, caption, stacked_bars("mixture", title, parts, bars))
+
+
+def _of_sum(tokens: dict[str, float]) -> dict[str, float]:
+    total = sum(tokens.values())
+    return {name: value / total for name, value in tokens.items()} if total else {}
+
+
+def _filled(series: Sequence[Series]) -> tuple[Series, ...]:
+    return tuple(item for item in series if len(item.points))
+
+
+def _held_out(item: Summary, source: str) -> tuple[FloatArray, FloatArray]:
+    """Held-out losses [N, 2] over tokens, and half the width of their bands [N]: NaN where no error is known."""
+    found = [(e.tokens_seen, e.sources[source]) for e in item.run.evaluations if source in e.sources]
+    rows = np.array([(tokens, each.loss, TWO_ERRORS * each.stderr) for tokens, each in found]).reshape(-1, 3)
+    rows = rows[np.isfinite(rows[:, :2]).all(axis=1)]
+    return rows[:, :2], rows[:, 2]
 
 
 def _over_tokens(runs: Sequence[Summary], column: str, words: tuple[str, str], caption: str) -> Chart | None:
     title, unit = words
-    figure, axes = blank("tokens seen", unit)
     exact = column == "lr"  # set by a schedule, not measured: nothing to smooth
-    curves = [(item, finite_points(item.run.metrics.tokens, item.run.metrics.scalars[column])) for item in runs]
-    labels = []
-    for index, (item, curve) in enumerate(curves):
-        if not len(curve):
-            continue
-        smooth = curve if exact else running_mean(curve)
-        if not exact:
-            axes.plot(*decimate(curve).T, color=run_colour(index), linewidth=0.7, alpha=0.28)
-        axes.plot(*decimate(smooth).T, color=run_colour(index), linewidth=1.8)
-        labels.append(end_label(smooth, item.label, run_colour(index)))
-    if not labels:
+    smoothed: Callable[[FloatArray], FloatArray] = (lambda curve: curve) if exact else running_mean
+    series = []
+    for index, item in enumerate(runs):
+        curve = finite_points(item.run.metrics.tokens, item.run.metrics.scalars[column])
+        series += [] if exact else [Series(index, item.label, curve, "raw")]
+        series.append(Series(index, item.label, smoothed(curve)))
+    drawn = _filled(series)
+    if not drawn:
         return None
-    axes.set_ylim(bottom=0)
-    if exact and len(labels) > 1 and all(np.array_equal(curve, curves[0][1]) for _, curve in curves):
-        caption = f"{caption} All runs share one curve."
-    else:
-        label_right(axes, labels)
-    axes.yaxis.set_major_formatter(FuncFormatter(tick))
-    return to_chart(column, title, caption, figure)
+    if exact and len(drawn) > 1 and all(np.array_equal(item.points, drawn[0].points) for item in drawn):
+        caption, drawn = f"{caption} All runs share one curve.", drawn[:1]
+    marks = event_marks(runs)
+    plot = Plot(TOKENS, Axis(unit, from_zero=True), drawn, marks)
+    return plot_chart(column, title, caption + told_marks(marks), [plot])
 
 
 def _drawn_sources(runs: Sequence[Summary]) -> list[str]:
@@ -240,18 +201,6 @@ def _drawn_sources(runs: Sequence[Summary]) -> list[str]:
         for name in item.groups:
             tokens[name] = tokens.get(name, 0.0) + item.realised_by_source.get(name, 0.0)
     return sorted(tokens, key=lambda name: -tokens[name])[:MAX_PANELS]
-
-
-def _path_of(item: Summary) -> FloatArray:
-    """Evaluations as [N, 2] of (forgetting, gain); call only with both changes known."""
-    assert item.general and item.domain
-    points = [
-        (e.groups.get("general", math.nan) - item.general.base, item.domain.base - e.groups.get("domain", math.nan))
-        for e in item.run.evaluations
-    ]
-    path: FloatArray = np.array(points)
-    finite: FloatArray = path[np.isfinite(path).all(axis=1)]
-    return finite
 
 
 def _loss_limits(continued: Sequence[FloatArray], fresh: Sequence[FloatArray]) -> tuple[float, float] | None:

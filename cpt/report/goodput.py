@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 from cpt.report.reading import Record, number
 
@@ -63,8 +63,7 @@ class Goodput:
         return self.seconds["training"] / self.wall_seconds if self.wall_seconds else math.nan
 
 
-@dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     """A line of either file."""
 
     time: float
@@ -118,14 +117,13 @@ def _merged(events: Sequence[Record], records: Sequence[Record]) -> list[_Line]:
 
     The next line is the earliest that is not before the last one; where the clock was set back, both files go back.
     """
-    queues = [
-        [_Line(number(event.get("time")), str(event.get("event", "")), event) for event in reversed(events)],
-        [_Line(number(record.get("time")), "", record) for record in reversed(records)],
-    ]
+    said = [_Line(number(event.get("time")), str(event.get("event", "")), event) for event in reversed(events)]
+    logged = [_Line(number(record.get("time")), "", record) for record in reversed(records)]
     merged: list[_Line] = []
-    while any(queues):
+    while said or logged:
         now = merged[-1].time if merged else -math.inf
-        line = min((queue for queue in queues if queue), key=lambda queue: _order(queue[-1], now)).pop()
+        is_event = not logged or (bool(said) and _order(said[-1], now) <= _order(logged[-1], now))
+        line = (said if is_event else logged).pop()
         merged.append(_Line(line.time if math.isfinite(line.time) else now if merged else 0.0, line.kind, line.fields))
     return merged
 
@@ -195,21 +193,19 @@ def _stalls(inside: Sequence[_Line]) -> dict[str, float]:
     """Seconds of the loop in checkpoints and evaluations: as phases of the records and of the last event, or, where
     there are none, as the events say.
     """
+    phased = [line.fields for line in inside if isinstance(line.fields.get("phase_seconds"), dict)]
     found = {}
     for phase, kind in (("checkpoint", "checkpoint"), ("evaluation", "eval")):
-        told = [_phase(line.fields, phase) for line in inside]
         own = [line.fields for line in inside if line.kind == kind]
         by_event = [_or_zero(fields.get("stall_seconds", fields.get("seconds"))) for fields in own]
-        has_phases = any(isinstance(line.fields.get("phase_seconds"), dict) for line in inside)
-        found[phase] = math.fsum(told if has_phases else by_event)
+        found[phase] = math.fsum([_phase(fields, phase) for fields in phased] if phased else by_event)
     return found
 
 
 def _phase(fields: Record, phase: str) -> float:
     """A record says seconds per step, an event seconds."""
-    said = fields.get("phase_seconds")
     times = 1.0 if "event" in fields else _or_zero(fields.get("steps", 1))
-    return times * _or_zero(said.get(phase)) if isinstance(said, dict) else 0.0
+    return times * _or_zero(fields["phase_seconds"].get(phase))
 
 
 def _never_logged(lines: Sequence[_Line], following: _Line) -> int:

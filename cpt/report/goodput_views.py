@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
-
-from cpt.report.drawing import Chart, blank, ink, run_colour, short, to_chart, write_beside
+from cpt.report.bars import Bar, Part, stacked_bars
 from cpt.report.goodput import CAUSES, Goodput
+from cpt.report.plots import Chart
 from cpt.report.reading import count
 from cpt.report.summary import Summary, plain
 from cpt.report.tables import NO_VALUE, Row, Table, duration, percent
@@ -20,7 +19,16 @@ WORDS = {
     "interrupted": "interrupted",
     "other": "other",
 }
-SHADES = {"training": 1.0, "undone": 0.25, "start_up": 0.7, "checkpoint": 0.55, "evaluation": 0.4, "interrupted": 0.25}
+PARTS = {
+    "training": Part(WORDS["training"], "run2"),
+    "undone": Part(WORDS["undone"], "run1", hatched=True),
+    "start_up": Part(WORDS["start_up"], "run3"),
+    "checkpoint": Part(WORDS["checkpoint"], "run4"),
+    "evaluation": Part(WORDS["evaluation"], "run4", 0.5),
+    "interrupted": Part(WORDS["interrupted"], "ink", hatched=True),
+    "other": Part(WORDS["other"], "soft", 0.35),
+}
+MAX_TOLD = 4  # runs whose goodput is told in words under the figure; the tables have all
 
 
 def goodput_table(item: Summary) -> Table | None:
@@ -61,38 +69,19 @@ def in_words(found: Goodput) -> str:
 
 def goodput_chart(runs: Sequence[Summary]) -> Chart | None:
     """A stacked bar per run: the shares of its wall time."""
-    drawn = [(index, item) for index, item in enumerate(runs) if item.run.goodput.wall_seconds]
+    drawn = [item for item in runs if item.run.goodput.wall_seconds]
     if not drawn:
         return None
-    figure, axes = blank("share of the wall time", "", height=95.0 + 34.0 * len(drawn), grid="x")
-    for place, (index, item) in enumerate(drawn):
-        found, left = item.run.goodput, 0.0
-        for cause in CAUSES:
-            width = found.seconds[cause] / found.wall_seconds
-            hatch = "////" if cause in ("undone", "interrupted") else None  # what nobody wants to pay for
-            axes.barh(
-                place,
-                width,
-                left=left,
-                height=0.62,
-                color=run_colour(index) if cause != "other" else ink("grid"),
-                alpha=SHADES.get(cause, 1.0),
-                hatch=hatch,
-                edgecolor=ink("page"),
-                linewidth=0.6,
-            )
-            left += width
-        inside = {"colour": ink("page"), "offset": (6, 0), "level": "center", "bold": True}
-        write_beside(axes, (0.0, place), percent(found.fraction), **inside)
-    axes.set_yticks(range(len(drawn)), [short(item.label) for _, item in drawn], parse_math=False)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    caption = (
-        f"From the left: {', '.join(WORDS[cause] for cause in CAUSES)}. Hatched: paid for twice, or for nothing. "
-        f"{' '.join(f'{item.label}: {in_words(item.run.goodput)}' for _, item in drawn)}"
-    )
-    return to_chart("goodput", "Goodput: what the wall time went into", caption, figure)
+    bars = []
+    for item in drawn:
+        found = item.run.goodput
+        shares = {cause: found.seconds[cause] / found.wall_seconds for cause in CAUSES}
+        bars.append(Bar(item.label, shares, note=duration(found.wall_seconds)))
+    parts = {cause: part for cause, part in PARTS.items() if any(bar.shares[cause] > 0 for bar in bars)}
+    title = "Goodput: what the wall time went into"
+    told = " ".join(f"{item.label}: {in_words(item.run.goodput)}" for item in drawn[:MAX_TOLD])
+    caption = f"Hatched: paid for twice, or for nothing. At the right: wall time. {told}"
+    return Chart("goodput", title, caption, stacked_bars("goodput", title, parts, bars))
 
 
 def goodput_data(found: Goodput) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import numpy as np
 from cpt.plan import Group
 from cpt.recommendation import PromisePoint
 from cpt.report.collect import Evaluation, FloatArray, setting
-from cpt.report.drawing import Chart, ink, run_colour, stacked, to_chart
+from cpt.report.plot_svg import plot_chart
+from cpt.report.plots import Axis, Chart, Plot, Series
 from cpt.report.reading import count
 from cpt.report.summary import Summary, plain, scaled
 from cpt.report.tables import NO_VALUE, Row, Table, percent
@@ -169,27 +170,26 @@ def promise_chart(item: Summary, index: int, *, alone: bool) -> Chart | None:
     starts = [point.tokens for point in recommendation.promise if point.tokens > 0] if recommendation else []
     if recommendation is None or not starts or not any(each.points for each in kept):
         return None
-    figure, panels = stacked("tokens seen", [f"{each.group} loss (nats)" for each in kept])
     tokens = np.geomspace(starts[0], starts[-1], CURVE_POINTS)
-    for axes, each in zip(panels, kept, strict=True):
+    plots = []
+    for number, each in enumerate(kept):
         loss, low, high = promised_at(recommendation.promise, tokens, each.group).T
-        axes.fill_between(tokens, low, high, color=run_colour(index), alpha=0.2, linewidth=0)
-        axes.plot(tokens, loss, color=run_colour(index), linewidth=1.6, linestyle=(0, (4, 3)))
-        axes.plot([p.tokens for p in each.points], [p.measured for p in each.points], color=ink("soft"), linewidth=0.8)
-        for point in each.points:
-            inside = {"color": run_colour(index), "marker": "o", "markersize": 5.0}
-            outside = {"color": ink("ink"), "marker": "X", "markersize": 9.5, "markeredgecolor": ink("page")}
-            style = inside if point.inside else outside
-            style["markersize"] *= 1.5 if point.final else 1.0  # type: ignore[operator]
-            axes.plot(point.tokens, point.measured, clip_on=False, zorder=4, **style)  # type: ignore[arg-type]
-        axes.margins(0.04, 0.1)
+        measured = np.array([(p.tokens, p.measured) for p in each.points]).reshape(-1, 2)
+        outside = measured[[not point.inside for point in each.points]]
+        series = [
+            Series(index, "promised", np.column_stack([tokens, loss]), "plan", low, high),
+            Series(index, "measured", measured, "held_out"),
+            Series(index, "outside", outside, "crossed"),
+        ]
+        across = Axis("tokens seen" if number + 1 == len(kept) else "", "tokens")
+        plots.append(Plot(across, Axis(f"{each.group} loss (nats)"), tuple(series), height=215.0))
     caption = (
         "Dashed, with its band: the promised loss and its 90% interval, for a run that ends there with its learning "
-        "rate annealed. Dots: evaluations inside the interval; crosses: outside it; the large one is the last. Before "
-        "it the rate is still high, and losses above the promise do not break it."
+        "rate annealed. Dots: evaluations; crossed out: those outside the interval. Before the last one the rate is "
+        "still high, and losses above the promise do not break it."
     )
     title = "Promise against measurement" + ("" if alone else f": {item.label}")
-    return to_chart(f"promise_{index + 1}", title, caption, figure)
+    return plot_chart(f"promise_{index + 1}", title, caption, plots)
 
 
 def _compare_group(item: Summary, group: Group) -> Kept:

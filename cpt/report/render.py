@@ -1,8 +1,9 @@
 """Write the report: one self-contained HTML page and its Markdown twin with the figures as files beside it.
 
-The page needs no network and no script. Everything that comes from files is escaped; only the figures, which this
-package draws, go in as they are. Both texts show the same tables, in the same order: verdict, runs, figures, promise,
-sources, plan, goodput, events, warnings, config, environment.
+The page needs no network, and no script to be read: every figure stands in it as SVG, and the script that is embedded
+adds zoom, read-outs, sorting. Everything that comes from files is escaped; only the figures, which this package draws,
+go in as they are. Both texts show the same tables in the same order; of long ones the Markdown twin, made for pull
+requests, shows what matters.
 """
 
 import re
@@ -15,12 +16,32 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cpt.report import promise, tables
+from cpt.report.benchmark_views import comparison_data
 from cpt.report.collect import Change, collect_run
-from cpt.report.drawing import THEMES, Chart, standalone
-from cpt.report.figures import build_charts
-from cpt.report.goodput_views import goodput_data, goodput_table
-from cpt.report.summary import Overview, Summary, overview, plain
+from cpt.report.figures import Figures, build_figures
+from cpt.report.fleet import fleet_table, settings_table
+from cpt.report.goodput_views import goodput_data
+from cpt.report.outcomes import Outcomes, read_outcomes
+from cpt.report.palette import THEMES
+from cpt.report.payload import page_data
+from cpt.report.plot_svg import run_classes, standalone, symbol
+from cpt.report.plots import Chart
+from cpt.report.sections import build_sections
+from cpt.report.summary import Summary, plain
+from cpt.report.verdict import MANY, Overview, overview
 from cpt.rundir import DataError, RunDir, write_atomic
+
+NAMED = 3  # runs that one warning is about, before "and N more"
+SENTENCES = 3  # of the verdict on many runs; the others can be opened
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What both texts are made of."""
+
+    view: Overview
+    outcomes: Outcomes
+    figures: Figures
 
 
 @dataclass(frozen=True)
@@ -40,19 +61,19 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> ReportPat
     Raises:
         DataError: no run given, or a folder that is missing or not a run folder.
     """
-    view = _view(run_dirs)
+    content = _read(run_dirs)
     first = RunDir(run_dirs[0])
     folder = out or (first.report if len(run_dirs) == 1 else first.root.resolve().parent / "report")
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    charts = build_charts(view)
+    charts = content.figures.all
     for stale in set(figures.glob("*.svg")) - {figures / f"{chart.name}.svg" for chart in charts}:
         stale.unlink()
     for chart in charts:
         write_atomic(figures / f"{chart.name}.svg", standalone(chart))
     paths = ReportPaths(html=folder / "index.html", markdown=folder / "report.md")
-    write_atomic(paths.html, render_html(view, charts))
-    write_atomic(paths.markdown, render_markdown(view, charts))
+    write_atomic(paths.html, _render_html(content))
+    write_atomic(paths.markdown, _render_markdown(content))
     return paths
 
 
@@ -63,7 +84,7 @@ def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
     Raises:
         DataError: as :func:`build_report`.
     """
-    view = _view(run_dirs)
+    view, _ = _view(run_dirs)
     return {
         "verdict": list(view.verdict),
         "reference": view.reference,
@@ -72,29 +93,58 @@ def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def render_html(view: Overview, charts: Sequence[Chart]) -> str:
-    pictures = [{"name": c.name, "title": c.title, "caption": c.caption, "svg": Markup(c.svg)} for c in charts]
-    return (
-        _environment(autoescape=True).get_template("page.html").render(**_content(view), charts=pictures, themes=THEMES)
-    )
+def _render_html(content: _Content) -> str:
+    runs = content.view.summaries
+    legend = [
+        {"label": item.label, "classes": run_classes(number), "symbol": Markup(symbol(number))}
+        for number, item in enumerate(runs)
+    ]
+    data = Markup(page_data(content.figures.all, runs))
+    environment = _environment(autoescape=True)
+    environment.filters["figure"] = _with_markup
+    return environment.get_template("page.html").render(**_fields(content), legend=legend, data=data, themes=THEMES)
 
 
-def render_markdown(view: Overview, charts: Sequence[Chart]) -> str:
+def _with_markup(chart: Chart) -> Markup:
+    return Markup(chart.svg)
+
+
+def _render_markdown(content: _Content) -> str:
     environment = _environment(autoescape=False)
     environment.finalize = _markdown_text
     environment.filters |= {"raw": Markup, "indented": _indented}
-    text = environment.get_template("report.md").render(**_content(view), charts=charts)
+    text = environment.get_template("report.md").render(**_fields(content))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _view(run_dirs: Sequence[Path]) -> Overview:
+def _read(run_dirs: Sequence[Path]) -> _Content:
+    view, outcomes = _view(run_dirs)
+    return _Content(view, outcomes, build_figures(view, outcomes))
+
+
+def _view(run_dirs: Sequence[Path]) -> tuple[Overview, Outcomes]:
     if not run_dirs:
         raise DataError("no run folder given; use `cpt report RUN_DIR...`, e.g. `cpt report runs/NAME`")
-    view = overview([collect_run(Path(run_dir)) for run_dir in run_dirs])
+    runs = [collect_run(Path(run_dir)) for run_dir in run_dirs]
+    outcomes = read_outcomes(runs)
+    view = overview(runs, outcomes.headline)
     kept = [(item.label, promise.in_words(item)) for item in view.summaries if item.run.recommendation]
     doubts = [(item.label, doubt) for item in view.summaries for doubt in promise.doubts(item)]
+    doubts += [(view.summaries[number].label, text) for number, text in outcomes.warnings]
     told = [text if len(view.summaries) == 1 else f"{label}: {text}" for label, text in kept]
-    return replace(view, verdict=(*view.verdict, *told), warnings=(*view.warnings, *doubts))
+    warnings = _gathered([*view.warnings, *doubts])
+    return replace(view, verdict=(*view.verdict, *told), warnings=warnings), outcomes
+
+
+def _gathered(warnings: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """What is said of several runs in the same words is said once."""
+    about: dict[str, list[str]] = {}
+    for label, text in warnings:
+        about.setdefault(text, []).append(label)
+    return tuple(
+        (", ".join(labels[:NAMED]) + (f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""), text)
+        for text, labels in about.items()
+    )
 
 
 def _environment(*, autoescape: bool) -> Environment:
@@ -104,23 +154,22 @@ def _environment(*, autoescape: bool) -> Environment:
     )
 
 
-def _content(view: Overview) -> dict[str, Any]:
-    runs = view.summaries
-    plans = [table for item in runs for table in (tables.stage_table(item), tables.quota_table(item))]
+def _fields(content: _Content) -> dict[str, Any]:
+    view, runs = content.view, content.view.summaries
+    is_many = len(runs) > MANY
+    side_by_side = tables.runs_table(view)
+    shown = SENTENCES if is_many else len(view.verdict)
+    named = f"{len(runs)} runs" if is_many else ", ".join(item.label for item in runs)
     return {
-        "title": runs[0].label if len(runs) == 1 else "Comparison of " + ", ".join(item.label for item in runs),
-        "verdict": view.verdict,
+        "title": runs[0].label if len(runs) == 1 else f"Comparison of {named}",
+        "verdict": view.verdict[:shown],
+        "more_verdict": view.verdict[shown:],
         "facts": tables.headline_facts(runs[0]) if len(runs) == 1 else [],
-        "runs": tables.runs_table(view),
-        "reference": view.reference,
-        "sections": [
-            ("Promise", tables.with_content([promise.promise_table(item) for item in runs])),
-            ("Sources", tables.with_content([tables.source_table(item) for item in runs])),
-            ("Plan", tables.with_content(plans)),
-            ("Goodput", tables.with_content([goodput_table(item) for item in runs])),
-            ("Events", tables.with_content([tables.events_table(item) for item in runs])),
-        ],
+        "star": content.figures.trade_off,
+        "runs": [fleet_table(view), side_by_side] if is_many else [side_by_side],
+        "sections": build_sections(view, content.outcomes, content.figures),
         "warnings": view.warnings,
+        "settings": tables.with_content([settings_table(view)]),
         "configs": [(item.label, item.run.config_text) for item in runs if item.run.config_text],
         "environments": tables.with_content([tables.environment_table(item) for item in runs]),
     }
@@ -157,6 +206,7 @@ def _run_data(item: Summary, view: Overview) -> dict[str, Any]:
         "general": _change_data(item.general),
         "domain": _change_data(item.domain),
         "promise": promise.promise_data(item),
+        "against_base": comparison_data(item.compared),
         "forgetting_ratio": versus.forgetting_ratio if versus else None,
         "gain_given_up": versus.gain_given_up if versus else None,
         "wall_seconds": plain(item.run.wall_seconds),

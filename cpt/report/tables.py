@@ -9,11 +9,13 @@ from typing import Any
 
 from cpt.report.collect import Evaluation, Event, SourceEval, setting
 from cpt.report.reading import count
-from cpt.report.summary import Overview, Summary, Versus, scaled, signed, tokens_text
+from cpt.report.summary import Summary, scaled, signed, tokens_text
+from cpt.report.verdict import Overview, Versus, interval_text
 
 ROUTINE_EVENTS = ("eval", "checkpoint", "upload")  # counted, not listed
 MAX_EVENTS = 200
 MAX_STAGES = 24
+LEAD = "; 95% interval "
 PHASE_WORDS = {
     "data": "waiting for data",
     "forward": "forward",
@@ -29,21 +31,32 @@ NO_VALUE = "\u2013"  # a dash
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table; a ``heading`` line opens a block and has only its first cell."""
+    """One line of a table; a ``heading`` line opens a block and has only its first cell. ``values``: what a cell sorts
+    by where that is not its text; ``run``: whose line it is, -1 for nobody's.
+    """
 
     cells: tuple[str, ...]
     heading: bool = False
+    values: tuple[float | None, ...] = ()
+    run: int = -1
 
 
 @dataclass(frozen=True)
 class Table:
-    """``kind`` picks the look: "runs" has a column per run, "numbers" aligns right, "words" left."""
+    """``kind`` picks the look: "runs" has a column per run, "numbers" aligns right, "words" left.
+
+    ``noun`` says what its rows are and makes them sortable; readers may choose among the values of columns ``choose``.
+    ``brief`` are the rows of the Markdown twin, which is read in a pull request, where they are fewer.
+    """
 
     title: str
     head: tuple[str, ...]
     rows: tuple[Row, ...]
     kind: str = "numbers"
     note: str = ""
+    noun: str = ""
+    choose: tuple[int, ...] = ()
+    brief: tuple[Row, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,15 +72,13 @@ def headline_facts(item: Summary) -> list[Fact]:
     """The figures of a single run that stand above everything else."""
     facts = []
     if item.domain and item.gain is not None:
-        facts.append(Fact("Domain gain", signed(item.gain), f"loss {item.domain.base:.3f} to {item.domain.final:.3f}"))
+        told = interval_text(item.compared and item.compared.domain_gain, lead=LEAD)
+        ends = f"loss {item.domain.base:.3f} to {item.domain.final:.3f}"
+        facts.append(Fact("Domain gain", signed(item.gain), ends + told))
     if item.general and item.forgetting is not None:
-        facts.append(
-            Fact(
-                "General forgetting",
-                signed(item.forgetting),
-                f"loss {item.general.base:.3f} to {item.general.final:.3f}",
-            )
-        )
+        told = interval_text(item.compared and item.compared.general_forgetting, lead=LEAD)
+        ends = f"loss {item.general.base:.3f} to {item.general.final:.3f}"
+        facts.append(Fact("General forgetting", signed(item.forgetting), ends + told))
         facts.append(Fact("Worst forgetting", signed(item.general.worst_rise), f"at step {item.general.worst_step:,}"))
     facts.append(Fact("General share", percent(item.share_realised), f"planned {percent(item.share_planned)}"))
     facts.append(Fact("Trained on", tokens_text(item.tokens), f"planned {tokens_text(item.tokens_planned)}"))
@@ -79,31 +90,33 @@ def headline_facts(item: Summary) -> list[Fact]:
 
 def runs_table(view: Overview) -> Table:
     """All runs side by side: one column per run, the unit in each line's name."""
-    blocks: tuple[tuple[str, tuple[tuple[str, Callable[[Summary], str]], ...]], ...] = (
+    found = (
         ("Result", _result_lines(view)),
         ("Held-out loss, nats per token", _loss_lines()),
         ("Data", _data_lines()),
-        ("Cost", _cost_lines()),
-        ("Where the time went", _time_lines()),
-        ("Where", _place_lines()),
     )
-    rows: list[Row] = []
-    for title, lines in blocks:
-        filled = [Row((name, *(cell(item) for item in view.summaries))) for name, cell in lines]
-        shown = [row for row in filled if any(text != NO_VALUE for text in row.cells[1:])]
-        rows += [Row((title,), heading=True), *shown] if shown else []
-    labels = [item.label + (" (reference)" if item.label == view.reference else "") for item in view.summaries]
     note = (
         "Forgetting and gain are measured against each run's own base, the evaluation at step 0. "
         f"Reference: {view.reference}, the run without replay."
     )
-    return Table(
-        "Runs side by side" if len(labels) > 1 else "In numbers",
-        ("", *labels),
-        tuple(rows),
-        "runs",
-        note if view.reference else "",
-    )
+    title = "Runs side by side" if len(view.summaries) > 1 else "In numbers"
+    return _side_by_side(view, title, found, note if view.reference else "")
+
+
+def cost_table(view: Overview) -> Table:
+    """What the runs cost and where their results lie, one column per run."""
+    found = (("Cost", _cost_lines()), ("Where the time went", _time_lines()), ("Where", _place_lines()))
+    return _side_by_side(view, "Cost and place", found, "")
+
+
+def _side_by_side(view: Overview, title: str, blocks: Sequence[tuple[str, "Lines"]], note: str) -> Table:
+    rows: list[Row] = []
+    for block, lines in blocks:
+        filled = [Row((name, *(cell(item) for item in view.summaries))) for name, cell in lines]
+        shown = [row for row in filled if any(text != NO_VALUE for text in row.cells[1:])]
+        rows += [Row((block,), heading=True), *shown] if shown else []
+    labels = [item.label + (" (reference)" if item.label == view.reference else "") for item in view.summaries]
+    return Table(title, ("", *labels), tuple(rows), "runs", note)
 
 
 Lines = tuple[tuple[str, Callable[[Summary], str]], ...]
@@ -310,16 +323,16 @@ def quota_table(item: Summary) -> Table | None:
     return Table(f"Tokens and epochs: {item.label}", head, tuple(rows), note=" ".join(notes))
 
 
-def events_table(item: Summary) -> Table:
+def events_table(item: Summary, most: int = MAX_EVENTS) -> Table:
     routine = Counter(event.kind for event in item.run.events if event.kind in ROUTINE_EVENTS)
     notable = [event for event in item.run.events if event.kind not in ROUTINE_EVENTS]
-    rows = tuple(Row((_clock(event), _step(event), event.kind, _details(event))) for event in notable[-MAX_EVENTS:])
+    rows = tuple(Row((_clock(event), _step(event), event.kind, _details(event))) for event in notable[-most:])
     notes = (
         [f"Not listed: {' and '.join(count(number, kind) for kind, number in sorted(routine.items()))}."]
         if routine
         else []
     )
-    notes += [f"The first {len(notable) - MAX_EVENTS:,} events are left out."] if len(notable) > MAX_EVENTS else []
+    notes += [f"The first {len(notable) - most:,} events are left out."] if len(notable) > most else []
     return Table(f"Events: {item.label}", ("Time, UTC", "Step", "Event", "Details"), rows, "words", " ".join(notes))
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cpt.train.stepinfo import StepInfo
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-EXIT_STOPPED = 143  # 128 + SIGTERM: stopped on request after a complete save
 
 
 class StopFlag:

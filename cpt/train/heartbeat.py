@@ -2,8 +2,8 @@
 
 Every beat it writes this rank's file (``cpt.heartbeats``). The main thread shows progress by entering phases and by
 ``Phases.beat``. A job hangs when no rank's main thread has got on for ``hang_seconds``: one that waits in a collective
-while another still works is not stuck. Then every rank dumps its stacks and leaves with ``EXIT_HUNG``, which launcher
-and supervisor take for a crash; the first of them to say so names the ranks that are silent, or behind.
+while another still works is not stuck. Then every rank dumps its stacks and leaves with ``EXIT_ENVIRONMENT``, which
+launcher and supervisor take for a crash; the first of them to say so names the ranks that are silent, or behind.
 
 Seconds are counted in beats of this thread: a job that was suspended and goes on has not hung. A collective that waits
 in C++ holds no GIL, so the thread runs on; a rank where something holds it is silent to the others, and dumps its
@@ -28,10 +28,10 @@ from typing import NoReturn, Self
 
 import psutil
 
+from cpt.exit_codes import EXIT_ENVIRONMENT
 from cpt.heartbeats import STACKS_SIGNAL, Beat, Observer, ask_for_stacks, write_beat
 from cpt.rundir import RunDir, note_event
 
-EXIT_HUNG = 3
 START_SECONDS = 900.0  # at least, until the first step is done: weights are read, kernels compiled
 FOUND = "hang.json"  # made by the rank that finds the hang first
 
@@ -180,7 +180,7 @@ class Heartbeat:
             self._say(observer)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(EXIT_HUNG)
+        os._exit(EXIT_ENVIRONMENT)
 
     def _is_first_to_say(self) -> bool:
         try:

@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from cpt.train.heartbeat import START_SECONDS
-from launch.local import LISTENER
+from launch.local.ranks import LISTENER
 
 POLL_SECONDS = 0.05
 JOIN_SECONDS = 60.0  # at least: imports from a cold shared file system

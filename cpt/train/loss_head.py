@@ -1,4 +1,5 @@
-"""A model's output layer that answers with losses instead of logits while labels are set.
+"""A model's output layer that answers with losses instead of logits while labels are set, or with the scores of chosen
+tokens while those are asked for.
 
 A transformers model calls its output layer at the end of its own forward pass, inside the hooks of an engine: there
 ZeRO-3 has just gathered the layer's weight, so that is where the loss must be computed if logits are never to be
@@ -20,31 +21,37 @@ from cpt.data.batch import Batch
 from cpt.model.attention import bare_model
 from cpt.model.kernels import forward_logits, probe_batch
 from cpt.train.losses import Losses, chunk_tokens, linear_losses, losses_of_logits
+from cpt.train.token_scores import Asked, linear_scores, scores_of_logits
 
 
 class LossHead:
-    """What an output layer does when it is called; ``labels_BT`` and ``answer`` change that for one call."""
+    """What an output layer does when it is called; ``labels_BT``, ``asked`` and ``answer`` change that for one call."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
         self.layer = layer
         self.labels_BT: Tensor | None = None
+        self.asked: Asked | None = None
         self.answer: Tensor | None = None  # given back whatever comes in: the probe
 
     def __call__(self, hidden_BTD: Tensor) -> Tensor:
         if self.answer is not None:
             return self.answer
+        if self.asked is not None:
+            return linear_scores(hidden_BTD, self.layer.weight, self.layer.bias, self.asked)
         if self.labels_BT is None:
             return linear(hidden_BTD, self.layer.weight, self.layer.bias)
         assert hidden_BTD.shape[:-1] == self.labels_BT.shape, "the model cut its hidden states before the output layer"
         return linear_losses(hidden_BTD, self.layer.weight, self.layer.bias, self.labels_BT)
 
     @contextmanager
-    def given(self, *, labels_BT: Tensor | None = None, answer: Tensor | None = None) -> Iterator[None]:
-        self.labels_BT, self.answer = labels_BT, answer
+    def given(
+        self, *, labels_BT: Tensor | None = None, asked: Asked | None = None, answer: Tensor | None = None
+    ) -> Iterator[None]:
+        self.labels_BT, self.asked, self.answer = labels_BT, asked, answer
         try:
             yield
         finally:
-            self.labels_BT = self.answer = None
+            self.labels_BT = self.asked = self.answer = None
 
 
 def forward_losses(model: torch.nn.Module, batch: Batch, backend: str) -> Losses:
@@ -55,6 +62,17 @@ def forward_losses(model: torch.nn.Module, batch: Batch, backend: str) -> Losses
     with head.given(labels_BT=batch.labels_BT):
         found = forward_logits(model, batch, backend)
     return Losses(found[0], found[1:].detach().view_as(batch.labels_BT))
+
+
+def forward_scores(model: torch.nn.Module, batch: Batch, asked: Asked, backend: str) -> Tensor:
+    """(Q, 2) fp32: log-probability of each token asked about (nats), and 1 where no token is likelier, else 0. Logits
+    of other places are made only where the model has no ``LossHead``.
+    """
+    head = _head_of(model)
+    if head is None:
+        return scores_of_logits(forward_logits(model, batch, backend), asked)
+    with head.given(asked=asked):
+        return forward_logits(model, batch, backend)
 
 
 def attach_loss_head(model: torch.nn.Module, backend: str, *, vocab_size: int, device: torch.device | str) -> str:

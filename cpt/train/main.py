@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.local import end_with_launcher, seconds_before
+from launch.local.ranks import end_with_launcher, seconds_before
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

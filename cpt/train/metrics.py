@@ -1,5 +1,5 @@
-"""What a run tells while it trains: one record per logging window to metrics.jsonl, to the terminal, and to wandb
-where asked.
+"""What a run tells while it trains: one record per logging window to metrics.jsonl, to the terminal, and where asked to
+wandb (``cpt.train.wandb_sink``).
 
 A window's loss is the sum over all its counted tokens divided by their number; sources likewise. Evaluations and
 checkpoints lie between steps: they are no part of ``step_seconds`` and ``tokens_per_second``, but of
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from rich.console import Console, Group
@@ -83,33 +83,6 @@ class ConsoleSink:
     def close(self) -> None:
         if self._live:
             self._live.stop()
-
-
-class WandbSink:
-    """Weights & Biases, offline unless the run says online."""
-
-    def __init__(
-        self, *, mode: Literal["offline", "online"], name: str, folder: Path, config: Mapping[str, Any]
-    ) -> None:
-        import wandb
-
-        settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
-        try:
-            self._run = wandb.init(
-                project="cpt", name=name, dir=str(folder), mode=mode, config=dict(config), settings=settings
-            )
-        except wandb.errors.Error as error:
-            raise RuntimeError(
-                f"wandb does not start ({error}); log in, or set log.wandb=offline or disabled"
-            ) from None
-        self._run.define_metric("*", step_metric="step")  # its own counter never goes back, a run that rolls back does
-
-    def write(self, record: Record) -> None:
-        flat = {f"{k}/{n}": x for k, v in record.items() if isinstance(v, Mapping) for n, x in v.items()}
-        self._run.log({**{k: v for k, v in record.items() if not isinstance(v, Mapping)}, **flat})
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 @dataclass(frozen=True)

@@ -178,9 +178,9 @@ def _run_ray(submission: Submission) -> str:
 
 def _submit_kubernetes(submission: Submission) -> str:
     """Paths in the arguments are those that the pods see, relative ones from their first mount."""
-    from launch.chains import data_tasks
     from launch.cluster import KubernetesCluster, load_cluster
-    from launch.on_kubernetes import describe_tasks, start_tasks
+    from launch.kube.chains import data_tasks
+    from launch.kube.verbs import describe_tasks, start_tasks
 
     options = dict(submission.options)
     cluster = load_cluster(Path(options.pop("cluster", "configs/clusters/k8s.yaml")))

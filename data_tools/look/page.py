@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from cpt.report.drawing import THEMES
+from cpt.report.palette import THEMES
 from cpt.rundir import write_atomic
 from data_tools.look.drawings import histogram, rank_curve
 from data_tools.look.inspection import Facts, fact_rows, missing_text, sample_note, short_name

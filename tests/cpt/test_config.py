@@ -492,3 +492,18 @@ def test_malformed_values_around_a_plan_are_problems_and_no_crash(
 def test_a_stage_states_its_share_or_weights_for_every_source() -> None:
     problems = refused("data.stages=[{tokens: 1600, weights: {general: 1}}]")
     assert "is required, unless weights state the share of every source" in problems["data.stages.0.share_general"]
+
+
+def test_the_steps_of_a_suite_are_a_grid_or_a_list_within_the_run() -> None:
+    assert validate(changed("eval.suite=s.yaml")).eval.suite_steps == "geometric"
+    assert validate(changed("eval.suite=s.yaml", "eval.suite_steps=[1, 100]")).eval.suite_steps == (1, 100)
+    assert (
+        "lies behind the last step, 100"
+        in refused("eval.suite=s.yaml", "eval.suite_steps=[1, 101]")["eval.suite_steps"]
+    )
+    assert "there is no eval.suite" in refused("eval.suite_steps=[1]")["eval.suite_steps"]
+    assert refused("eval.suite=s.yaml", "eval.suite_steps=dense").keys() == {"eval.suite_steps"}
+
+
+def test_the_path_of_a_suite_is_kept_absolute(run_file: Path) -> None:
+    assert load_config(run_file, ["eval.suite=suites/a.yaml"]).eval.suite == run_file.parent / "suites/a.yaml"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cpt import folder_lock
-from cpt.folder_lock import LINE_BYTES, Holder, acquire, read_holder
+from cpt.folder_lock import LINE_BYTES, Holder, acquire, living, read_holder
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_the_holder_gives_signs_of_life(lock: Path) -> None:
 
 
 @pytest.fixture
-def living(lock: Path) -> Iterator[None]:
+def living_elsewhere(lock: Path) -> Iterator[None]:
     """A process on another machine that works in the folder and says so."""
     end = threading.Event()
     write(lock, elsewhere())
@@ -87,7 +87,7 @@ def living(lock: Path) -> Iterator[None]:
     thread.join()
 
 
-@pytest.mark.usefixtures("living")
+@pytest.mark.usefixtures("living_elsewhere")
 def test_a_living_process_of_another_machine_is_refused_though_this_kernel_gives_its_lock(lock: Path) -> None:
     with pytest.raises(RuntimeError, match="process 4711 on far-away"):
         acquire(lock)
@@ -101,7 +101,7 @@ def test_a_silent_one_is_taken_over_with_a_warning_whatever_the_clocks_say(
     os.utime(lock, (4e9, 4e9))  # a file of the future
     with acquire(lock):
         shown = capsys.readouterr()
-        assert "process 4711 on far-away" in shown.out and "takes the run over" in shown.err
+        assert "process 4711 on far-away" in shown.out and "this process takes over" in shown.err
         holder = read_holder(lock)
         assert holder is not None and holder.pid == os.getpid()
 
@@ -146,6 +146,48 @@ def test_without_locks_of_the_kernel_the_content_decides(lock: Path, monkeypatch
     monkeypatch.setattr("fcntl.flock", refuse)
     with acquire(lock), pytest.raises(RuntimeError, match=f"process {os.getpid()}"):
         acquire(lock)
+
+
+def test_who_lives_is_known_without_taking_anything(tmp_path: Path) -> None:
+    here, free, absent = (tmp_path / name for name in ("here", "free", "absent"))
+    acquire(free).close()
+    with acquire(here) as held:
+        started = time.monotonic()
+        assert living([here, free, absent]) == {here}
+        assert time.monotonic() - started < folder_lock.PATIENCE_SECONDS and held.is_held
+        write(here, elsewhere())
+        assert not held.is_held  # taken over by another machine
+    assert not absent.exists()
+
+
+def test_of_a_holder_on_another_machine_a_sign_of_life_is_awaited_once_for_all(tmp_path: Path) -> None:
+    dead = [tmp_path / f"dead{number}" for number in range(5)]
+    for path in dead:
+        write(path, elsewhere())
+    started = time.monotonic()
+    assert living(dead) == set()
+    assert time.monotonic() - started < 2.5 * folder_lock.PATIENCE_SECONDS
+
+
+@pytest.mark.usefixtures("living_elsewhere")
+def test_a_holder_on_another_machine_that_says_something_lives(lock: Path) -> None:
+    assert living([lock]) == {lock}
+
+
+def test_a_killed_holder_does_not_live(lock: Path) -> None:
+    program = f"from pathlib import Path; from cpt.folder_lock import acquire; import os; acquire(Path({str(lock)!r})); os._exit(9)"
+    root = Path(folder_lock.__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, timeout=60, check=False).returncode == 9
+    assert read_holder(lock) is not None and living([lock]) == set()
+
+
+def test_without_locks_of_the_kernel_life_shows_in_the_content(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with acquire(lock):
+        assert living([lock]) == {lock}
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:

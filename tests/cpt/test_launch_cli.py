@@ -67,6 +67,11 @@ def test_problems_of_run_file_and_cluster_file_are_told_together(shop: Workshop)
         assert f"- {field}" in done.err, done.err
 
 
+def test_a_name_of_300_characters_is_refused_whatever_the_cluster(shop: Workshop) -> None:
+    done = shop.cpt("launch", "run.yaml", "run.name=" + "n" * 300, "--cluster", cluster(shop), "--dry-run")
+    assert done.code == 2 and "run.name" in done.err and "at most 128" in done.err, done.text
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -120,7 +125,7 @@ def test_a_run_that_is_there_is_continued_with_what_may_change_and_nothing_else(
 def launched(shop: Workshop, run_dir: Path, **changes: Any) -> None:
     details = {"run_dir": str(run_dir), "host": socket.gethostname()}
     log = str(run_dir / "launch/log")
-    facts = {"kind": "hosts", "id": "999999999", "hosts": ("a", "b"), "command": ("deepspeed",), "log": log}
+    facts = {"kind": "hosts", "id": "999999999", "hosts": ("a", "b"), "log": log}
     write_record(run_dir, Launched(**{**facts, "started": "2026-01-01T00:00:00+00:00", "details": details, **changes}))
 
 
@@ -203,6 +208,15 @@ def test_a_second_launch_of_a_run_is_refused_before_the_first_one_has_ranks(shop
     assert done.code == 3 and "another process" in done.err, done.text
 
 
+def test_a_lock_that_leads_elsewhere_is_refused_and_what_it_leads_to_is_left_alone(shop: Workshop) -> None:
+    run_dir, mine = settled(shop), shop.root / "mine"
+    mine.write_text("kept")
+    RunDir(run_dir).launch.mkdir()
+    (RunDir(run_dir).launch / ".lock").symlink_to(mine)
+    done = shop.cpt("launch", "run.yaml", "--cluster", cluster(shop, launcher="ssh"), "--skip-preflight")
+    assert done.code == 3 and "the run folder cannot be written" in done.err and mine.read_text() == "kept"
+
+
 def test_a_supervisor_that_waits_between_two_starts_is_asked_to_stop(shop: Workshop) -> None:
     """All its ranks have failed; it would start them again."""
     run_dir = settled(shop)
@@ -221,20 +235,20 @@ def test_a_supervisor_that_waits_between_two_starts_is_asked_to_stop(shop: Works
 
 
 def test_lines_that_are_followed_are_whole(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launch import on_hosts
+    from launch.hosts import verbs
     from launch.record import read_record
 
-    monkeypatch.setattr(on_hosts, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(verbs, "LOOK_SECONDS", 0.01)
     run_dir = settled(shop)
     launched(shop, run_dir, details={"run_dir": str(run_dir), "host": "another"})
     log = run_dir / "launch/log"
     log.write_text("a: one\na: tw")
-    lines = on_hosts.logs(read_record(run_dir), follow=True)
+    lines = verbs.logs(read_record(run_dir), follow=True)
     assert next(lines) == "a: one"
     with log.open("a") as file:
         file.write("o\na: thr")
     assert next(lines) == "a: two"
-    monkeypatch.setattr(on_hosts, "status", lambda launched: {"state": "ended"})
+    monkeypatch.setattr(verbs, "status", lambda launched: {"state": "ended"})
     assert list(lines) == ["a: thr"]
 
 

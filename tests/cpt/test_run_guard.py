@@ -72,9 +72,17 @@ def test_what_undone_updates_left_is_taken_away_and_nothing_else(tmp_path: Path)
         (rundir.checkpoints / step_name(step)).mkdir(parents=True)
         (rundir.checkpoint(step) / "COMPLETE").touch()
         rundir.eval_file(step).touch()
+    (rundir.evals / "step_00000008.documents.parquet").touch()
+    for name in ("claims", "failed"):
+        (rundir.evals / "law" / name).mkdir(parents=True)
+    for name in ("texts.parquet", "step_00000004.json", "step_00000008.json", "step_00000008.items.parquet",
+                 "failed/step_00000008.json", "claims/step_00000008.lock"):  # fmt: skip
+        (rundir.evals / "law" / name).touch()
     _undo_after(SimpleNamespace(rundir=rundir), 4)  # type: ignore[arg-type]
     assert sorted(path.name for path in rundir.checkpoints.iterdir()) == [step_name(0), step_name(4)]
-    assert sorted(path.stem for path in rundir.evals.iterdir()) == [step_name(0), step_name(4)]
+    assert sorted(path.stem for path in rundir.evals.glob("step_*")) == [step_name(0), step_name(4)]
+    left = {path.relative_to(rundir.evals / "law").as_posix() for path in rundir.evals.rglob("law/**/*.*")}
+    assert left == {"texts.parquet", "step_00000004.json", "claims/step_00000008.lock"}  # which may be held
 
 
 def test_attempts_are_counted_anew_after_a_checkpoint_behind_the_last_bad_step() -> None:

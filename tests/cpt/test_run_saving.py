@@ -13,9 +13,10 @@ import pytest
 from cpt import run_evaluation, run_saving
 from cpt.checkpoint import background, upload
 from cpt.checkpoint.portable import Checkpoint
-from cpt.checkpoint.retention import survey
+from cpt.checkpoint.retention import Pin, survey, write_pin
 from cpt.checkpoint.upload import Uploader
 from cpt.config import ConfigError, load_config
+from cpt.eval.claims import claim
 from cpt.prepare import prepare
 from cpt.rundir import step_name
 
@@ -80,6 +81,43 @@ def test_a_run_may_start_from_weights_alone_but_not_go_on_from_them(shop: Worksh
     assert done.code == 2 and "holds weights alone; a run cannot go on from it" in done.err
 
 
+def test_what_a_watcher_pinned_or_evaluates_stays_and_the_rest_goes_as_ever(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 2 is pinned when it is saved, step 4 claimed; both would go when 8 is complete, for one is kept."""
+    real, held = run_saving.survey, []
+
+    def survey_of(checkpoints: Path) -> Any:
+        if not held:
+            write_pin(checkpoints, "law", Pin(2, "best general.accuracy"))
+            held.append(claim(checkpoints.parent / "evals" / "law", 4))
+        return real(checkpoints)
+
+    monkeypatch.setattr(run_saving, "survey", survey_of)
+    changes = {"checkpoint.every_steps": 2, "checkpoint.keep_last": 1}
+    assert shop.cpt("train", shop.run_file("watched", changes)).code == 0
+    checkpoints = shop.run_dir("watched") / "checkpoints"
+    assert set(survey(checkpoints)) == {2, 4, 8}
+    held[0].close()
+    assert shop.cpt("train", shop.run_file("unwatched", changes)).code == 0
+    assert set(survey(shop.run_dir("unwatched") / "checkpoints")) == {8}
+
+
+def test_a_pin_that_cannot_be_read_deletes_nothing_and_is_told(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = run_saving.survey
+
+    def survey_of(checkpoints: Path) -> Any:
+        (checkpoints / "pins").mkdir(exist_ok=True)
+        (checkpoints / "pins" / "law.json").write_text("{")
+        return real(checkpoints)
+
+    monkeypatch.setattr(run_saving, "survey", survey_of)
+    changes = {"checkpoint.every_steps": 4, "checkpoint.keep_last": 1}
+    assert shop.cpt("train", shop.run_file("mispinned", changes)).code == 0
+    assert set(survey(shop.run_dir("mispinned") / "checkpoints")) == {4, 8}
+    assert "law.json" in events(shop, "mispinned", "retention_failed")[0]["reason"]
+
+
 def failing_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the disk be full for every checkpoint after ``step``."""
     real = background.write_shard
@@ -134,7 +172,7 @@ def test_an_evaluation_that_cannot_be_written_costs_no_checkpoint_and_the_last_o
     def full_disk(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_evaluation, "write_eval", full_disk)
+    monkeypatch.setattr(run_evaluation, "keep_evaluation", full_disk)
     done = shop.cpt("train", shop.run_file("unwritten", {"checkpoint.every_steps": 4, "eval.every_steps": 4}))
     assert done.code == 3 and "all steps are done and saved, but" in done.err and "Traceback" not in done.err
     assert [event["step"] for event in events(shop, "unwritten", "eval_failed")] == [0, 4, 8]

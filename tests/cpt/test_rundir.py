@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt import rundir
-from cpt.rundir import RunDir, step_name, step_of, write_atomic
+from cpt.rundir import RunDir, note_event, parse_lines, read_events, step_name, step_of, write_atomic
 
 
 def test_every_part_of_a_run_folder_has_its_documented_name(tmp_path: Path) -> None:
@@ -71,3 +71,37 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(
 def test_a_missing_folder_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_atomic(tmp_path / "nowhere" / "file", "text")
+
+
+def test_events_are_read_as_they_were_noted(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert read_events(run) == []
+    note_event("start", 0, run, warnings=[])
+    note_event("finish", 9, run)
+    found = [{name: value for name, value in event.items() if name != "time"} for event in read_events(run)]
+    assert found == [{"step": 0, "event": "start", "warnings": []}, {"step": 9, "event": "finish"}]
+
+
+def test_what_a_crash_has_cut_is_an_event_without_a_name_and_keeps_the_place_of_later_ones(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.events.write_bytes(b'{"event": "start", "step": 0}\n{"event": "fin')
+    assert len(read_events(run)) == 2 and read_events(run)[1] == {}
+    note_event("resume", 3, run)  # on the line that was cut
+    note_event("finish", 9, run)
+    assert [event.get("event") for event in read_events(run)] == ["start", None, "finish"]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.just(b'{"a": 1}'),
+            st.just(b"[1]"),
+            st.binary(max_size=8).filter(lambda b: b.split() == [b] and b"{" not in b),
+        )
+    )
+)
+def test_every_line_has_its_place_whatever_it_holds(lines: list[bytes]) -> None:
+    lines = [line for line in lines if len(line.splitlines()) == 1]
+    found = parse_lines(b"\n".join(lines))
+    assert len(found) == len(lines)
+    assert all(record == ({"a": 1} if line == b'{"a": 1}' else {}) for record, line in zip(found, lines, strict=True))

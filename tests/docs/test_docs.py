@@ -40,6 +40,18 @@ from cpt.data.skipping import SkippedRow, write_skipped
 from cpt.data.token_store import StoreLabel, TokenizerFacts, TokenStore, write_split
 from cpt.data.vocabulary import VocabularyExtension, write_extension
 from cpt.eval.records import EvalRecord, SourceEval, aggregate
+from cpt.eval.results import (
+    ITEMS,
+    PIECES,
+    TEXTS,
+    CopyingProbe,
+    Measured,
+    SuiteRecord,
+    TaskResult,
+    group_scores,
+    write_suite_record,
+)
+from cpt.eval.suite import load_suite
 from cpt.heartbeats import Beat, write_beat
 from cpt.model.build import Needs, build_model
 from cpt.plan import PlanSource, StageWish, build_plan
@@ -79,7 +91,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 # Pages whose blocks are one walk: each goes on with what the ones before it made.
-WALKS = ("data.md", "operations.md")
+WALKS = ("data.md", "evaluation.md", "operations.md")
 
 
 def command_blocks() -> Iterator[Any]:
@@ -238,6 +250,7 @@ def test_every_command_of_the_pages_runs(
     commands: list[str], workplace: Path, workshop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workplace)
+    monkeypatch.setenv("CPT_CACHE", str(workplace / "cache"))
     for command in commands:
         for placeholder, value in PLACEHOLDERS.items():
             command = re.sub(rf"\b{placeholder}\b", value, command)
@@ -314,12 +327,17 @@ def test_python_examples_give_what_they_show(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_yaml_examples_fit_the_run_file_they_change(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yaml_examples_fit_the_file_they_belong_to(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for body in blocks(page, "yaml"):
         sections = yaml.safe_load(body)
         if "pilots" in sections:
             assert PilotsFile.model_validate(sections).pilots.run.is_file()
+            continue
+        if "groups" in sections:  # a suite, whose paths count from the folder it lies in
+            shutil.copytree(ROOT / "configs" / "evals" / "items", tmp_path / "items", dirs_exist_ok=True)
+            (tmp_path / "suite.yaml").write_text(body, encoding="utf-8")
+            assert load_suite(tmp_path / "suite.yaml").groups
             continue
         raw = load_config(ROOT / "configs" / "runs" / "cpt_cpu.yaml").model_dump(mode="json")
         for section, values in sections.items():
@@ -406,6 +424,15 @@ def an_eval(_: Path) -> Any:
     return json.loads(EvalRecord(0, 0, sources, aggregate(sources)).to_json())
 
 
+def a_suite_record(folder: Path) -> Any:
+    one = {"web": Measured(0.5, 0.1)}
+    tasks = {"web": TaskResult("general", "cloze", "acc", True, 0.5, 0.1, one, 9, 0, 0, 0.5, 0.1, 0, "ab", 1.0)}
+    probe = CopyingProbe(0.5, 0.1, 0.9, 0.1, 8, 32, one)
+    names = ("exam", "ab", 0, 0, "cd", "ef", "fp32", "lm_eval")
+    write_suite_record(folder / "r.json", SuiteRecord(*names, tasks, group_scores(tasks), probe, ("none",)))
+    return json.loads((folder / "r.json").read_text())
+
+
 def a_metrics_line(_: Path) -> Any:
     written: list[Any] = []
 
@@ -470,6 +497,10 @@ def a_heartbeat(folder: Path) -> Any:
 
 
 WITHOUT_EXCERPT: dict[str, Callable[[Path], Any]] = {
+    "evals/step_N.documents.parquet": lambda _: dict.fromkeys(PIECES.names, 0),
+    "evals/SUITE/step_N.json": a_suite_record,
+    "evals/SUITE/step_N.items.parquet": lambda _: dict.fromkeys(ITEMS.names, 0),
+    "evals/SUITE/texts.parquet": lambda _: dict.fromkeys(TEXTS.names, 0),
     "heartbeats/rank_N.json": a_heartbeat,
     "skipped_rows.json": skipped_rows,
     "summary.json": a_stage_summary,

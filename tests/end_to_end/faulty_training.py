@@ -181,14 +181,14 @@ def _as_rank() -> None:
 
 
 def _as_cpt() -> None:
-    import launch.local
+    import launch.local.ranks
     from cpt.cli import main
 
     given = sys.argv.pop(1)
     here = str(Path(__file__).parent)
     os.environ[VARIABLE] = given
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    launch.local.TRAIN_MODULE = Path(__file__).stem
+    launch.local.ranks.TRAIN_MODULE = Path(__file__).stem
     if any(argument.startswith("--nproc") or argument == "--supervise" for argument in sys.argv):
         main()  # it starts ranks, which run this file as a module
     else:

@@ -88,8 +88,8 @@ def test_where_one_of_two_devices_is_gone_the_run_goes_on_with_one_process(shop:
     script.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from launch.devices import Usable\n"
-        "from launch.supervise import Job, supervise\n"
+        "from launch.local.devices import Usable\n"
+        "from launch.local.supervise import Job, supervise\n"
         "usable = [2, 1]\n"
         "run_dir, run_file = sys.argv[1:]\n"
         "job = Job(Path(run_dir), [run_file], ['--resume', run_dir], 2, lambda count: True, 60.0)\n"

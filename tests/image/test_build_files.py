@@ -106,7 +106,7 @@ def test_the_final_stage_runs_as_a_numbered_user_under_tini_with_a_health_check(
     users = [value for name, value in final if name == "USER"]
     assert users == ["10001:10001"]
     assert ("ENTRYPOINT", '["tini", "--", "cpt"]') in final
-    assert any(name == "HEALTHCHECK" and "launch.health" in value for name, value in final)
+    assert any(name == "HEALTHCHECK" and "launch.local.health" in value for name, value in final)
 
 
 def test_nothing_comes_from_an_address_or_an_unpinned_image() -> None:
@@ -201,7 +201,7 @@ def test_the_compose_services_are_confined_and_publish_nothing() -> None:
 
 
 def test_the_commands_of_the_compose_file_are_understood(tmp_path: Path) -> None:
-    """Each node's as launch.node reads it, up to what this host lacks: an environment that says which host it is."""
+    """Each node's as launch.local.node reads it, up to what this host lacks: an environment that says which host it is."""
     node = compose()["services"]["node1"]
     assert node["entrypoint"][:3] == ["tini", "--", "python"]
     done = subprocess.run(

@@ -10,15 +10,24 @@ from cpt.rundir import DataError
 from launch.record import Launched, read_record, record_path, write_record
 
 STARTED = "2026-01-01T00:00:00+00:00"
-HOSTS = Launched("hosts", "4711", ("a",), ("deepspeed",), "/r/launch/log", STARTED, {"run_dir": "/r", "host": "a"})
-SLURM = Launched("slurm", "41,42", (), ("sbatch",), "/r/launch", STARTED, {"tasks": "many"})
-KUBERNETES = Launched("kubernetes", "cpt-r", ("cpt-r-0",), (), "", STARTED, {"namespace": "default", "form": "job"})
+HOSTS = Launched("hosts", "4711", ("a",), "/r/launch/log", STARTED, {"run_dir": "/r", "host": "a"})
+SLURM = Launched("slurm", "41,42", (), "/r/launch", STARTED, {})
+KUBERNETES = Launched("kubernetes", "cpt-r", ("cpt-r-0",), "", STARTED, {"namespace": "default", "form": "job"})
 
 
 @pytest.mark.parametrize("launched", [HOSTS, SLURM, KUBERNETES])
 def test_a_record_comes_back_as_it_was_written(launched: Launched, tmp_path: Path) -> None:
     write_record(tmp_path, launched)
     assert read_record(tmp_path) == launched
+
+
+def test_a_job_that_an_earlier_version_started_can_still_be_looked_at_and_stopped(tmp_path: Path) -> None:
+    """It noted the command as well, and details that nobody read."""
+    write_record(tmp_path, SLURM)
+    raw = json.loads(record_path(tmp_path).read_text())
+    earlier = {**raw, "command": ["sbatch", "--parsable"], "details": {"run_dir": "/r", "requeue": "True"}}
+    record_path(tmp_path).write_text(json.dumps(earlier))
+    assert read_record(tmp_path).id == SLURM.id and read_record(tmp_path).details["run_dir"] == "/r"
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,9 @@ def test_every_weight_of_stories260k_is_loaded(loaded: LoadedModel) -> None:
 def test_its_loss_on_tiny_stories_is_the_known_one_and_foreign_text_is_harder(loaded: LoadedModel) -> None:
     sources = {"stories": held_out("en_tinystories", "general", 40), "medicine": held_out("med_qa", "domain", 10)}
     spec = EvalSpec(seq_len=512, tokens_per_source=16_384, micro_batch_size=4, backend=loaded.report.attention)
-    record = evaluate(loaded.model, sources, spec)
-    assert record is not None
-    stories, medicine = record.sources["stories"], record.sources["medicine"]
+    found = evaluate(loaded.model, sources, spec)
+    assert found is not None
+    stories, medicine = found.record.sources["stories"], found.record.sources["medicine"]
     assert stories.loss == pytest.approx(1.6, abs=0.1)
     assert medicine.loss == pytest.approx(4.3, abs=0.4)
     assert stories.bpb is not None

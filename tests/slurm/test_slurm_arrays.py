@@ -12,8 +12,8 @@ import yaml
 
 from cpt.planner.observations import read_observations
 from data_tools.train_tokenizer import train_bpe
-from launch import on_slurm
 from launch.record import read_record
+from launch.slurm import verbs
 
 Slurm = Any  # the fixture of tests/slurm/conftest.py
 Workshop = Any  # the fixtures of tests/conftest.py
@@ -63,8 +63,8 @@ def test_a_grid_of_pilots_is_an_array_and_its_observations_are_collected_after_i
     trunks, branches, collect = launched.id.split(",")
     waiting = cpt(shop, "launch", "status", grid)
     assert waiting.returncode == 0, waiting.stderr
-    slurm.wait("the observations", lambda: slurm.state(collect) in on_slurm.ENDED)
-    said = "\n".join(on_slurm.logs(launched, follow=False))
+    slurm.wait("the observations", lambda: slurm.state(collect) in verbs.ENDED)
+    said = "\n".join(verbs.logs(launched, follow=False))
     assert [slurm.state(each) for each in (trunks, branches)] == ["COMPLETED,COMPLETED"] * 2, said
     assert slurm.state(collect) == "COMPLETED", said
     assert said.count("job: finished") == 4 and said.count("==> ") >= 5

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from cpt.problems import ConfigError
-from launch import on_slurm
 from launch.cluster import SlurmCluster
 from launch.record import Launched, LaunchJob, read_record
+from launch.slurm import verbs
 
 Slurm = Any  # the fixture of tests/slurm/conftest.py
 Workshop = Any  # the fixtures of tests/conftest.py
@@ -45,7 +45,7 @@ def shop(made_once: Callable[..., Workshop], slurm: Slurm) -> Workshop:
         assert process.returncode == 0, out
         # Every Python of a job takes the trainer with faults built in, where the job's environment asks for it.
         (shop.root / "sitecustomize.py").write_text(
-            "import launch.local\nlaunch.local.TRAIN_MODULE = 'faulty_training'\n"
+            "import launch.local.ranks\nlaunch.local.ranks.TRAIN_MODULE = 'faulty_training'\n"
         )
 
     return made_once("slurm_runs", make)
@@ -76,7 +76,7 @@ def slow(shop: Workshop, name: str, *, steps: int, seconds: float) -> dict[str, 
 def start(shop: Workshop, name: str, cluster: SlurmCluster, fields: Mapping[str, Any] = FIELDS) -> Launched:
     run_dir = shop.run_dir(name)
     first = (str(shop.run_file(name, fields)),)
-    return on_slurm.start(cluster, LaunchJob(name, run_dir, first, ("--resume", str(run_dir)), shop.root))
+    return verbs.start(cluster, LaunchJob(name, run_dir, first, ("--resume", str(run_dir)), shop.root))
 
 
 def wait_for_step(slurm: Slurm, shop: Workshop, name: str, step: int) -> None:
@@ -85,7 +85,7 @@ def wait_for_step(slurm: Slurm, shop: Workshop, name: str, step: int) -> None:
 
 def end_of(slurm: Slurm, launched: Launched) -> str:
     """The last state of a job, and its log where that is not COMPLETED."""
-    slurm.wait("the end", lambda: slurm.state(launched.id) in on_slurm.ENDED)
+    slurm.wait("the end", lambda: slurm.state(launched.id) in verbs.ENDED)
     log = Path(launched.log)
     state = slurm.state(launched.id)
     return state if state == "COMPLETED" else f"{state}\n{log.read_text() if log.exists() else 'no log'}"
@@ -104,13 +104,13 @@ def newest_complete(run_dir: Path) -> int:
 def test_two_nodes_train_to_the_losses_of_two_ranks_on_one_host(slurm: Slurm, shop: Workshop, form: str) -> None:
     launched = start(shop, form, cluster(form=form))
     assert read_record(shop.run_dir(form)) == launched
-    said = list(on_slurm.logs(launched, follow=True))
+    said = list(verbs.logs(launched, follow=True))
     assert end_of(slurm, launched) == "COMPLETED"
     assert shop.losses(form) == shop.losses("whole")
     beats = [json.loads(path.read_text()) for path in (shop.run_dir(form) / "heartbeats").glob("rank_*.json")]
     assert sorted(beat["rank"] for beat in beats) == [0, 1]
     assert said[-1] == "job: finished" and f"job {launched.id} on n[1-2], start 1" in said[0]
-    told = on_slurm.status(launched)
+    told = verbs.status(launched)
     assert (told["state"], told["hosts"]) == ("COMPLETED", "n[1-2]")
 
 
@@ -166,14 +166,14 @@ def test_stop_ends_a_run_after_a_save_and_it_is_not_queued_again(slurm: Slurm, s
     name = f"stopped_{form}"
     launched = start(shop, name, cluster(form=form, **slow(shop, name, steps=STEPS, seconds=0.4)))
     wait_for_step(slurm, shop, name, 3)
-    assert "not queued again" in on_slurm.stop(launched)
+    assert "not queued again" in verbs.stop(launched)
     assert end_of(slurm, launched).startswith("FAILED")  # Slurm's word for any exit code but 0
     assert "ExitCode=143:0" in slurm.ask("scontrol", "show", "job", launched.id).stdout
     event = shop.events(name)[-1]
     assert (event["event"], event["signal"]) == ("sigterm", "stop file")
     assert newest_complete(shop.run_dir(name)) == event["step"] < STEPS
     assert not (shop.run_dir(name) / "STOP").exists()
-    assert "nothing to stop" in on_slurm.stop(launched)
+    assert "nothing to stop" in verbs.stop(launched)
 
 
 def test_scancel_lets_a_run_save_and_leave(slurm: Slurm, shop: Workshop) -> None:
@@ -188,13 +188,13 @@ def test_scancel_lets_a_run_save_and_leave(slurm: Slurm, shop: Workshop) -> None
 
 def test_a_job_that_waits_leaves_the_queue_and_a_forgotten_one_is_said_to_be(slurm: Slurm, shop: Workshop) -> None:
     launched = start(shop, "waiting", cluster(options={"begin": "now+1hour"}))
-    told = on_slurm.status(launched)
+    told = verbs.status(launched)
     assert (told["state"], told["reason"]) == ("PENDING", "BeginTime")
-    assert list(on_slurm.logs(launched, follow=False)) == []
-    assert "cancelled" in on_slurm.stop(launched)
+    assert list(verbs.logs(launched, follow=False)) == []
+    assert "cancelled" in verbs.stop(launched)
     assert end_of(slurm, launched).startswith("CANCELLED") and not (shop.run_dir("waiting") / "STOP").exists()
-    forgotten = Launched("slurm", "999999", (), (), launched.log, launched.started, launched.details)
-    assert "keeps no account" in on_slurm.status(forgotten)["reason"]
+    forgotten = Launched("slurm", "999999", (), launched.log, launched.started, launched.details)
+    assert "keeps no account" in verbs.status(forgotten)["reason"]
 
 
 def test_the_verbs_of_cpt_launch_submit_show_and_stop(slurm: Slurm, shop: Workshop) -> None:
@@ -216,11 +216,11 @@ def test_names_and_values_reach_slurm_as_they_are(slurm: Slurm, shop: Workshop) 
     comment = 'it\'s 50% "done" # $(id) \\ `x`'
     run_dir = shop.root / 'it\'s a # "shop" $(id)' / "run"
     later = cluster(options={"begin": "now+1hour", "comment": comment})
-    launched = on_slurm.start(later, LaunchJob("x'y", run_dir, ("RUN.yaml",), ("--resume",), shop.root))
+    launched = verbs.start(later, LaunchJob("x'y", run_dir, ("RUN.yaml",), ("--resume",), shop.root))
     told = slurm.ask("scontrol", "show", "job", launched.id).stdout
     assert "JobName=x'y\n" in told and f"StdOut={launched.log}\n" in told
     assert f"Comment={comment}" in told
-    assert "cancelled" in on_slurm.stop(launched)
+    assert "cancelled" in verbs.stop(launched)
 
 
 def test_what_sbatch_refuses_is_told_in_its_words(slurm: Slurm, shop: Workshop) -> None:

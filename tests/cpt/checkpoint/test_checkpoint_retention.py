@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from cpt.checkpoint.marker import is_usable, reduce_to_weights
 from cpt.checkpoint.portable import CheckpointMeta, Fragment
-from cpt.checkpoint.retention import Action, Kind, Policy, apply, decide, survey
+from cpt.checkpoint.retention import Action, Kind, Pin, Policy, apply, decide, read_pins, survey, write_pin
 from cpt.checkpoint.writing import finish_checkpoint, start_checkpoint, write_shard
-from cpt.rundir import step_name
+from cpt.rundir import DataError, step_name
 
 KINDS = st.sampled_from(["full", "weights", "broken"])
 FOUND = st.dictionaries(st.integers(0, 60), KINDS, max_size=12)
@@ -90,6 +90,31 @@ def test_the_example_of_the_module() -> None:
         300: "keep",
         400: "keep",
     }
+
+
+@given(FOUND, POLICIES, LOSSES, st.sets(st.integers(0, 60)))
+def test_what_is_pinned_stays_as_it_is_and_costs_no_other_checkpoint_its_place(
+    found: dict[int, Kind], policy: Policy, losses: dict[int, float], pinned: set[int]
+) -> None:
+    without, actions = decide(found, policy, losses=losses), decide(found, policy, losses=losses, pinned=pinned)
+    assert actions == {step: "keep" if step in pinned else action for step, action in without.items()}
+
+
+def test_a_pin_moves_and_pins_of_several_names_stand_side_by_side(tmp_path: Path) -> None:
+    assert read_pins(tmp_path) == {}
+    write_pin(tmp_path, "law", Pin(5, "best general.accuracy"))
+    write_pin(tmp_path, "poems", Pin(5, "kept by hand"))
+    write_pin(tmp_path, "law", Pin(10, "best general.accuracy"))
+    assert read_pins(tmp_path) == {"law": Pin(10, "best general.accuracy"), "poems": Pin(5, "kept by hand")}
+    assert survey(tmp_path) == {}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"step": "5", "reason": ""}', '{"step": 5}'])
+def test_a_pin_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    write_pin(tmp_path, "law", Pin(5, "best"))
+    (tmp_path / "pins" / "law.json").write_text(content)
+    with pytest.raises(DataError, match=r"pins/law\.json"):
+        read_pins(tmp_path)
 
 
 def test_a_copy_under_way_keeps_its_files() -> None:

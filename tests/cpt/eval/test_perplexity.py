@@ -9,10 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cpt.eval.perplexity import EvalSpec, HeldOut, evaluate
+from cpt.eval.document_pieces import Pieces, by_document
+from cpt.eval.perplexity import EvalSpec, Evaluated, HeldOut, _extent, _lay_out, evaluate
 from cpt.eval.records import EvalRecord
 from cpt.model.kernels import prepare_model
 from cpt.rundir import DataError
@@ -62,9 +65,14 @@ def spec(**change: Any) -> EvalSpec:
     return EvalSpec(**values | change)
 
 
-def done(record: EvalRecord | None) -> EvalRecord:
-    assert record is not None
-    return record
+def done(found: Evaluated | None) -> EvalRecord:
+    assert found is not None
+    return found.record
+
+
+def pieces_of(found: Evaluated | None, source: str) -> Pieces:
+    assert found is not None
+    return found.pieces[source]
 
 
 def test_the_loss_equals_an_independent_computation_with_transformers() -> None:
@@ -82,20 +90,52 @@ def test_the_loss_equals_an_independent_computation_with_transformers() -> None:
 
 def test_uneven_documents_are_weighted_by_token_and_split_at_row_ends() -> None:
     model, texts = build(), documents(1, [5, 9, 30, 3, 2])
-    record = done(evaluate(model, {"law": HeldOut(Documents(*texts), "domain", 1.0)}, spec()))
+    found = evaluate(model, {"law": HeldOut(Documents(*texts), "domain", 1.0)}, spec())
+    record, law = done(found), pieces_of(found, "law")
     pieces = [texts[0], texts[1], texts[2][:2], texts[2][2:18], texts[2][18:], texts[3], texts[4]]
     # Three rows of 16: [5 9 2] [16] [12 3 1]; a row's last label is the first token of the next row, if it is of the same document.
     inputs = [(pieces[0], 4), (pieces[1], 8), (pieces[2] + pieces[3][:1], 2), (pieces[3] + pieces[4][:1], 16)]
     inputs += [(pieces[4], 11), (pieces[5], 2), (pieces[6], 1)]
-    total = 0.0
+    losses = []
     with torch.no_grad():
         for tokens, count in inputs:
             ids = torch.tensor([tokens])
             log_probs = model(input_ids=ids[:, :-1]).logits[0].log_softmax(-1)
             assert len(log_probs) == count
-            total -= log_probs.gather(1, ids[0, 1:, None]).sum().item()
+            losses.append(-log_probs.gather(1, ids[0, 1:, None]).sum().item())
     assert record.sources["law"].tokens == 44
-    assert record.sources["law"].loss == pytest.approx(total / 44, rel=1e-5)
+    assert record.sources["law"].loss == pytest.approx(sum(losses) / 44, rel=1e-5)
+    assert law.document.tolist() == [0, 1, 2, 2, 2, 3, 4]
+    assert law.tokens.tolist() == [count for _, count in inputs]
+    assert law.nats == pytest.approx(losses, rel=1e-5)
+    # The ratio estimator by hand, over the five documents.
+    nats, tokens_of = [*losses[:2], sum(losses[2:5]), *losses[5:]], [4, 8, 29, 2, 1]
+    squares = [(y - sum(losses) / 44 * x) ** 2 for y, x in zip(nats, tokens_of, strict=True)]
+    assert record.sources["law"].stderr == pytest.approx(math.sqrt(5 / 4 * sum(squares)) / 44, rel=1e-4)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 23), min_size=1, max_size=25),
+    seq_len=st.integers(1, 9),
+    tokens=st.integers(1, 60),
+)
+def test_pieces_are_what_walking_over_the_labels_finds(lengths: list[int], seq_len: int, tokens: int) -> None:
+    reader = Documents(*([1] * length for length in lengths))
+    if reader.num_tokens < 2:
+        return
+    extent = _extent("a", reader, spec(seq_len=seq_len, tokens_per_source=tokens))
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    walked: dict[tuple[int, int], int] = {}
+    for row in extent.rows:
+        for place in range(row * extent.seq_len, (row + 1) * extent.seq_len):
+            if owner[place] == owner[place + 1]:
+                key = (row, int(owner[place]))
+                walked[key] = walked.get(key, 0) + 1
+    layout = _lay_out(reader, extent)
+    pieces = layout.measured(np.zeros(len(layout.tokens)))
+    assert pieces.document.tolist() == [document for _, document in walked]
+    assert pieces.tokens.tolist() == list(walked.values())
+    assert len(layout.first) == len(extent.rows)
 
 
 def test_only_the_first_rows_up_to_the_token_budget_are_evaluated() -> None:
@@ -119,9 +159,9 @@ def test_the_micro_batch_size_does_not_change_the_result(micro_batch_size: int) 
 def test_evaluating_twice_gives_the_same_bits_and_leaves_the_mode_alone() -> None:
     model = build().train()
     sources = {"a": HeldOut(Documents(*documents(4, [60])), "general", 1.0)}
-    assert evaluate(model, sources, spec(), step=7, tokens_seen=70) == evaluate(
-        model, sources, spec(), step=7, tokens_seen=70
-    )
+    once, again = (evaluate(model, sources, spec(), step=7, tokens_seen=70) for _ in range(2))
+    assert done(once) == done(again)
+    assert pieces_of(once, "a").nats.tolist() == pieces_of(again, "a").nats.tolist()
     assert model.training
     assert all(weight.grad is None for weight in model.parameters())
 
@@ -153,8 +193,10 @@ def test_a_split_without_a_predictable_token_is_refused() -> None:
 
 
 def test_documents_of_one_token_have_no_loss_and_say_so() -> None:
-    record = done(evaluate(build(), {"a": HeldOut(Documents(*[[1]] * 20), "general", 1.0)}, spec()))
+    found = evaluate(build(), {"a": HeldOut(Documents(*[[1]] * 20), "general", 1.0)}, spec())
+    record = done(found)
     assert record.sources["a"].loss is None
+    assert len(pieces_of(found, "a").nats) == 0
     assert record.errors == ("source 'a': no counted token, every held-out document is one token long",)
 
 
@@ -166,9 +208,12 @@ def test_a_loss_that_is_not_finite_is_null_and_names_its_source() -> None:
         "bad": HeldOut(Documents([1] * 20 + [42] + [1] * 12), "domain", 1.0),
         "good": HeldOut(Documents([1] * 33), "general", 1.0),
     }
-    record = done(evaluate(model, sources, spec()))
+    found = evaluate(model, sources, spec())
+    record = done(found)
     # The output head is another table, so only rows that read token 42 break.
     assert record.sources["bad"].loss is None
+    assert record.sources["bad"].stderr is None
+    assert np.isfinite(pieces_of(found, "bad").nats).tolist() == [True, False]
     assert record.groups["domain"].loss is None
     assert record.groups["general"].loss is not None
     assert record.errors == ("source 'bad': the loss is not finite in 1 of 2 rows, first in row 1",)
@@ -199,8 +244,9 @@ def run_rank(rank: int, folder: str) -> None:
     calls: list[int] = []
     model = build()
     model.register_forward_hook(lambda *_: calls.append(1))
-    record = done(evaluate(model, shared_sources(), spec()))
-    Path(folder, f"record{rank}.json").write_text(record.to_json())
+    found = evaluate(model, shared_sources(), spec())
+    Path(folder, f"record{rank}.json").write_text(done(found).to_json())
+    np.savez(Path(folder, f"pieces{rank}.npz"), **{name: by_document(pieces_of(found, name)).nats for name in "ab"})
     passes = len(calls)
     stopped = evaluate(model, shared_sources(), spec(), should_stop=lambda: rank == 1 and len(calls) == passes + 1)
     Path(folder, f"passes{rank}").write_text(f"{passes} then {len(calls) - passes}, {stopped}")
@@ -209,11 +255,16 @@ def run_rank(rank: int, folder: str) -> None:
 
 def test_two_ranks_agree_with_one_make_equally_many_passes_and_stop_together(tmp_path: Path) -> None:
     mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
-    alone = done(evaluate(build(), shared_sources(), spec()))
+    here = evaluate(build(), shared_sources(), spec())
+    alone = done(here)
     texts = [(tmp_path / f"record{rank}.json").read_text() for rank in (0, 1)]
     assert texts[0] == texts[1]
     together = EvalRecord.from_json(texts[0], tmp_path)
     for name, found in alone.sources.items():
         assert found.tokens == together.sources[name].tokens
         assert found.loss == pytest.approx(together.sources[name].loss, rel=1e-7)
+        assert found.stderr == pytest.approx(together.sources[name].stderr, rel=1e-6)
+        for rank in (0, 1):
+            with np.load(tmp_path / f"pieces{rank}.npz") as parts:
+                assert parts[name] == pytest.approx(by_document(pieces_of(here, name)).nats, rel=1e-6)
     assert {(tmp_path / f"passes{rank}").read_text() for rank in (0, 1)} == {"3 then 1, None"}

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,25 @@ def test_records_are_read_back_as_written_and_in_order(tmp_path: Path) -> None:
     raw = json.loads(run.eval_file(500).read_text())
     assert raw["sources"]["b"]["loss"] is None
     assert set(raw) == {"step", "tokens_seen", "sources", "groups", "errors"}
+
+
+def test_a_record_of_an_older_version_has_no_standard_error(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    sources = {"a": replace(source("general", 2.0, 30), stderr=0.25)}
+    write_eval(run.eval_file(4), EvalRecord(4, 32, sources, aggregate(sources)))
+    assert read_eval(run.eval_file(4)).sources["a"].stderr == 0.25
+    raw = json.loads(run.eval_file(4).read_text())
+    del raw["sources"]["a"]["stderr"]
+    run.eval_file(4).write_text(json.dumps(raw))
+    assert read_eval(run.eval_file(4)).sources["a"] == source("general", 2.0, 30)
+
+
+def test_tables_beside_the_records_are_not_taken_for_records(tmp_path: Path) -> None:
+    sources = {"a": source("general", 2.0, 30)}
+    write_eval(tmp_path / "step_00000004.json", EvalRecord(4, 32, sources, aggregate(sources)))
+    (tmp_path / "step_00000004.documents.parquet").write_bytes(b"PAR1")
+    (tmp_path / "step_00000008.documents.parquet").write_bytes(b"PAR1")
+    assert [record.step for record in read_evals(tmp_path)] == [4]
 
 
 def test_a_folder_that_is_not_there_holds_no_records(tmp_path: Path) -> None:

@@ -100,10 +100,14 @@ class Text:
 
 def held_out_loss(model: torch.nn.Module, shared: int) -> float:
     spec = EvalSpec(32, 64, 2, "sdpa", sequence_parallel=shared)
-    record = evaluate(model, {"text": HeldOut(Text(), "general", 0.3)}, spec)
-    assert record is not None and record.sources["text"].loss is not None
-    assert record.sources["text"].tokens == 27  # of 29 predictions, two open another document
-    return record.sources["text"].loss
+    found = evaluate(model, {"text": HeldOut(Text(), "general", 0.3)}, spec)
+    assert found is not None
+    text, pieces = found.record.sources["text"], found.pieces["text"]
+    assert text.loss is not None
+    assert text.tokens == 27  # of 29 predictions, two open another document
+    assert pieces.tokens.tolist() == [10, 12, 5]
+    assert pieces.nats.sum() == pytest.approx(27 * text.loss, rel=1e-6)
+    return text.loss
 
 
 def compare() -> dict[str, dict[str, float]]:

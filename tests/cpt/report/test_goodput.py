@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cpt.report.goodput import CAUSES, Goodput, measure
 from cpt.report.goodput_views import goodput_chart, goodput_data, goodput_table, in_words
 from cpt.report.render import build_report, report_data
-from cpt.report.summary import overview
+from cpt.report.verdict import overview
 
 Line = dict[str, Any]
 
@@ -136,7 +136,12 @@ def test_the_report_shows_goodput_as_a_table_a_bar_and_json(make_run: Any, tmp_p
     (item,) = overview([collect_run(folder)]).summaries
     table, chart = goodput_table(item), goodput_chart([item])
     assert table is not None and [row.cells[0] for row in table.rows] == ["1", "2", "Share"]
-    assert chart is not None and "steps that counted" in chart.caption and "<svg" in chart.svg
+    assert (
+        chart is not None
+        and "steps that counted" in chart.caption
+        and "<svg" in chart.svg
+        and ">steps that counted<" in chart.svg
+    )
     paths = build_report([folder], tmp_path / "out")
     for page in (paths.html, paths.markdown):
         assert "Goodput: troubled" in page.read_text() and "interrupted" in page.read_text().lower()

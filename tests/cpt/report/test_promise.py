@@ -14,7 +14,8 @@ from cpt.recommendation import BaseLoss, PromisePoint, Recommendation, write_rec
 from cpt.report.collect import collect_run
 from cpt.report.promise import compare, doubts, in_words, promise_chart, promise_data, promised_at
 from cpt.report.render import build_report, report_data
-from cpt.report.summary import Summary, overview
+from cpt.report.summary import Summary
+from cpt.report.verdict import overview
 from cpt.rundir import RunDir
 
 RunWriter = Callable[..., Path]

@@ -7,8 +7,9 @@ import pytest
 
 from cpt.report.collect import collect_run
 from cpt.report.figures import time_split
-from cpt.report.summary import Overview, nats, overview, scaled, signed, summarise, tokens_text
-from cpt.report.tables import duration, percent, runs_table
+from cpt.report.summary import nats, scaled, signed, summarise, tokens_text
+from cpt.report.tables import cost_table, duration, percent
+from cpt.report.verdict import Overview, overview
 
 RunWriter = Callable[..., Path]
 
@@ -129,7 +130,7 @@ def test_a_run_that_did_not_measure_phases_has_no_split(make_run: RunWriter) -> 
 def test_the_split_is_drawn_and_told_in_the_table(make_run: RunWriter) -> None:
     found = view(make_run(steps=10))
     chart = time_split(found.summaries)
-    assert chart is not None and "backward" in chart.svg and "53." in chart.svg
-    cells = {row.cells[0]: row.cells[1:] for row in runs_table(found).rows}
+    assert chart is not None and "backward: 53." in chart.svg and ">53%<" in chart.svg
+    cells = {row.cells[0]: row.cells[1:] for row in cost_table(found).rows}
     assert cells["Forward"] == ("32.1% (1.5 s)",) and cells["Waiting for data"] == ("0.4% (0.020 s)",)
     assert cells.keys() >= {"Backward", "Optimizer", "Evaluations", "The loop itself"}
