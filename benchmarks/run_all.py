@@ -9,12 +9,12 @@ from pathlib import Path
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BENCHMARKS = (
     *("sampler_scale", "step_overhead", "quickstart_run", "planner.dcpt_recovery", "data.fuzz"),
-    "launch.preflight",
+    *("launch.preflight", "eval.watchers", "eval.report_size"),
 )
 NEEDS_GPU = ("gpu.throughput",)
 NEEDS_CORPORA = (
     *("data.tokenize_memory", "data.kills", "data.packing", "data.clean_rules", "data.extend_tokenizer"),
-    *("eval.loss_against_transformers", "eval.forgetting_study"),
+    *("eval.loss_against_transformers", "eval.forgetting_study", "eval.against_lm_eval", "eval.suite_throughput"),
 )
 NEEDS_PEERS = ("data.tokenize_speed", "data.minhash", "data.decontaminate", "data.ngram")  # by hand: see their --help
 NEEDS_HOSTS = ("launch.overhead", "launch.faults")  # by hand: half an hour on a machine that does nothing else

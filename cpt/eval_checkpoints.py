@@ -105,7 +105,7 @@ def _write(rundir: RunDir, suite: Suite, model: ModelOnDisk, outcome: SuiteOutco
     return Written(record, record_file(folder, record.step), outcome.scored)
 
 
-def held_out_if_missing(checkpoint: Path) -> str:
+def held_out_if_missing(checkpoint: Path, *, device: str | None = None) -> str:
     """Evaluate a checkpoint on its run's held-out text where that was not done; returns why it cannot be done here,
     such as on a copy without the stores, or "".
     """
@@ -115,7 +115,7 @@ def held_out_if_missing(checkpoint: Path) -> str:
     from cpt.offline import evaluate_checkpoint
 
     try:
-        evaluate_checkpoint(checkpoint)
+        evaluate_checkpoint(checkpoint, device=device)
     except (ConfigError, DataError) as error:
         return f"no held-out losses of {checkpoint.name}: {error}"
     return ""

@@ -100,7 +100,7 @@ def _on_suites(
             base = _base_if_missing(path.absolute().parent.parent, suite, device, cache)
             facts += [asdict(each.record) for each in (base, found) if each]
     for path in checkpoints:
-        if trouble := held_out_if_missing(path):
+        if trouble := held_out_if_missing(path, device=device):
             typer.echo(f"WARNING: {trouble}", err=True)
     print_facts(facts, render_suites, as_json=as_json)
 

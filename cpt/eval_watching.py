@@ -29,7 +29,6 @@ from cpt.eval_checkpoints import (
 )
 from cpt.rundir import DataError
 from cpt.runfolder import read_run_config
-from data_tools.readers.remote import is_url
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ class Watching:
     cache: Path | None = None
     once: bool = False
     keep_best: str = ""
+
+    @property
+    def is_url(self) -> bool:
+        """Also of file://, where ``checkpoint.upload_to`` may have put copies."""
+        return "://" in self.where
 
 
 def watch_run(asked: Watching) -> Outcome:
@@ -56,19 +60,19 @@ def watch_run(asked: Watching) -> Outcome:
     rule = _rule(asked, suite)
     with ExitStack() as leaving:
         run: LocalRun | RemoteRun
-        if is_url(asked.where):
+        if asked.is_url:
             scratch = Path(leaving.enter_context(TemporaryDirectory())) / asked.where.rstrip("/").rpartition("/")[2]
             run = RemoteRun(asked.where, suite.name, scratch)
             run.look()  # brings the config
         else:
             run = LocalRun(Path(asked.where), suite.name, weights_hash=checkpoint_hash)
         mode = wandb_mode(run.rundir.config)
-        offline_in_scratch = mode == "offline" and is_url(asked.where)  # which goes away with the scratch folder
+        offline_in_scratch = mode == "offline" and asked.is_url  # which goes away with the scratch folder
         sender = WandbRecords(run.rundir, suite.name, "disabled" if offline_in_scratch else mode)
         leaving.callback(sender.close)
         root, suite_run = run.rundir.root, SuiteRun(suite, asked.device, asked.cache)
         work = Work(
-            evaluate=lambda folder: _evaluate(folder, root, suite_run, held_out=not is_url(asked.where)),
+            evaluate=lambda folder: _evaluate(folder, root, suite_run, held_out=not asked.is_url),
             base=root if _has_base(root) else None,
             keep_best=rule,
             tell=sender.tell,
@@ -87,7 +91,7 @@ def outcome_facts(outcome: Outcome) -> dict[str, Any]:
 def _rule(asked: Watching, suite: Suite) -> Rule | None:
     if not asked.keep_best:
         return None
-    if is_url(asked.where):
+    if asked.is_url:
         rule = "nothing is pruned at a URL, so there is nothing to keep"
         raise ConfigError(Problem("--keep-best", asked.keep_best, rule, "watch the run folder itself with it"))
     return parse_rule(asked.keep_best, {*suite.groups, *(task.label for _, task in suite.tasks())})
@@ -112,5 +116,5 @@ def _evaluate(folder: Path, root: Path, suite_run: SuiteRun, *, held_out: bool) 
         evaluate_base(root, suite_run)
         return
     evaluate_on_suite(folder, suite_run)
-    if held_out and (trouble := held_out_if_missing(folder)):
+    if held_out and (trouble := held_out_if_missing(folder, device=suite_run.device)):
         print(f"WARNING: {trouble}", file=sys.stderr, flush=True)

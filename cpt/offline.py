@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
@@ -184,7 +185,8 @@ def _render_eval(facts: Mapping[str, Any]) -> Table:
     parts = {"domain gain": facts.get("domain_gain"), "general forgetting": facts.get("general_forgetting")}
     against = "  ".join(f"{name} {value:+.4f} nats" for name, value in parts.items() if value is not None)
     title, caption = f"held-out, after step {facts['step']:,}", "\n".join([against, *facts["errors"]])
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    narrow: Any = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False}  # 80 columns hold it
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", **narrow)
     table.add_column("source")
     table.add_column("group")
     for column in ("loss", "±", "change", "bits/byte", "perplexity", "tokens"):

@@ -61,6 +61,7 @@ def _open(run: Run) -> LiveSuite:
     check_same_suite(run.rundir.evals / suite.name, suite, field=FIELD)
     opened = open_live_suite(suite, tokenizer, run.loaded.model.config)
     if opened.generating:
+        opened.close()
         raise ConfigError(cannot_generate(path, opened.generating))
     return opened
 

@@ -150,7 +150,7 @@ def differences(run: Path, whole: Path) -> list[str]:
     missing = sorted(expected.keys() - {line["step"] for line in found})
     problems = [f"other losses in steps {wrong}"] if wrong else []
     problems += [f"no metrics of steps {missing}"] if missing else []
-    for path in sorted((whole / "evals").iterdir()):
+    for path in sorted((whole / "evals").glob("step_*.json")):
         mine = run / "evals" / path.name
         if not mine.exists() or json.loads(mine.read_text())["groups"] != json.loads(path.read_text())["groups"]:
             problems.append(f"{path.name} differs or is missing")

@@ -107,6 +107,8 @@ def judge(stretches: list[dict[str, Any]], times: dict[int, float]) -> dict[str,
             for step in times
             if step - 1 in times and each["since"] <= times[step - 1] and times[step] <= each["until"]
         ]
+        if not inside:
+            raise SystemExit("not one step fits into a stretch: give more --seconds, on a machine that is at rest")
         each["step_seconds"], each["steps"] = statistics.fmean(inside), len(inside)
     ratios = []
     for first, second in zip(stretches[::2], stretches[1::2], strict=True):

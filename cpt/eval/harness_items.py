@@ -155,7 +155,7 @@ def texts_table(samples: Sequence[Sample], reading: Reading) -> pa.Table:
         subset = doc.get("subset") or doc.get(reading.subset_field or "") if isinstance(doc, Mapping) else None
         rows["task"].append(reading.name)
         rows["item"].append(sample["doc_id"])
-        rows["subset"].append("" if subset is None else str(subset))
+        rows["subset"].append(None if subset in (None, "") else str(subset))
         rows["prompt"].append(str(first[0])[: LONGEST["prompt"]] if rolling else str(first[0])[-LONGEST["prompt"] :])
         rows["gold"].append("" if rolling else (" | ".join(gold) or str(sample["target"]))[: LONGEST["gold"]])
         rows["choices"].append([choice[: LONGEST["gold"]] for choice in choices])

@@ -7,11 +7,13 @@ Refuses tasks that run code which the model writes, and few-shot examples drawn 
 """
 
 import difflib
+import math
 import random
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,8 @@ def find_tasks(entries: Sequence[NamedTask | LocalTask], scratch: Path) -> list[
     if problems:
         raise ConfigError(*problems)
     found = [_find(entry, names, scratch) for entry in entries]
+    for task in (task for one in found for task in one.tasks.values()):
+        task.aggregation = partial(_aggregations, task.aggregation)
     problems = [problem for one in found for problem in _task_problems(one)]
     if problems:
         raise ConfigError(*problems)
@@ -196,6 +200,22 @@ def _check_items(entry: NamedTask, task: Any) -> None:
 def _misfit(entry: NamedTask, path: Path, line: int, reason: object) -> DataError:
     told = f"no field {reason}" if isinstance(reason, KeyError) else str(reason)
     return DataError(f"{path}: line {line}: does not fit task {entry.task}: {told}; its fields must be that dataset's")
+
+
+def _aggregations(own: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """A task's aggregations by metric, where a perplexity beyond the largest float is infinite, not the end."""
+
+    def bounded(aggregate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        @wraps(aggregate)
+        def call(items: Any) -> Any:
+            try:
+                return aggregate(items)
+            except OverflowError:
+                return math.inf
+
+        return call
+
+    return {name: bounded(aggregate) for name, aggregate in own().items()}
 
 
 def _task_problems(found: FoundTask) -> list[Problem]:

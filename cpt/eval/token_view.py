@@ -206,9 +206,9 @@ def _flat(text: str) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #646e80; --page: #ffffff; --grid: #e3e6eb;
-  --lost: 217, 95, 2; --gained: 31, 104, 200; }
+  --lost: 217, 95, 2; --gained: 31, 104, 200; --on-gained: #ffffff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaee; --soft: #9aa4b5; --page: #14181f; --grid: #2c3340;
-  --lost: 240, 136, 62; --gained: 92, 157, 245; } }
+  --lost: 240, 136, 62; --gained: 92, 157, 245; --on-gained: #14181f; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -218,10 +218,10 @@ h1 { font-size: 18px; overflow-wrap: anywhere; } h2 { font-size: 16px; margin-to
 .text { font: 15px/1.9 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; border: 1px solid var(--grid); border-radius: 8px; padding: 16px; }
 .l1 { background: rgba(var(--lost), .16); } .l2 { background: rgba(var(--lost), .34); }
-.l3 { background: rgba(var(--lost), .56); } .l4 { background: rgba(var(--lost), .82); }
+.l3 { background: rgba(var(--lost), .56); } .l4 { background: rgba(var(--lost), .92); color: #14181f; }
 .g1 { background: rgba(var(--gained), .16); } .g2 { background: rgba(var(--gained), .34); }
-.g3 { background: rgba(var(--gained), .56); } .g4 { background: rgba(var(--gained), .82); color: #ffffff; }
-.key span { padding: 1px 6px; }
+.g3 { background: rgba(var(--gained), .56); } .g4 { background: rgba(var(--gained), .92); color: var(--on-gained); }
+.key span { padding: 1px 6px; } .key span:not(.l4):not(.g4) { color: var(--ink); }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { text-align: right; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--grid); vertical-align: baseline; }
 th:last-child, td:last-child { text-align: left; overflow-wrap: anywhere; width: 99%; white-space: pre-wrap; }

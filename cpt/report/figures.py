@@ -58,7 +58,7 @@ def build_figures(overview: Overview, outcomes: Outcomes) -> Figures:
     promises = [promise_chart(item, index, alone=len(runs) == 1) for index, item in enumerate(runs)]
     return Figures(
         trade_off=retention_plane(runs),
-        curves=_drawn([*losses, *promises, learning_rate(runs), gradient_norm(runs)]),
+        curves=_drawn([*losses, learning_rate(runs), gradient_norm(runs), *promises]),
         accuracies=tuple(accuracy_charts(runs, outcomes)),
         mixture=_drawn([mixture(runs), shares(runs)]),
         cost=_drawn([goodput_chart(runs), time_split(runs), throughput(runs)]),

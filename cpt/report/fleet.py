@@ -15,8 +15,10 @@ NAMES = ("run.name", "run.dir")  # these always differ
 
 def fleet_table(view: Overview) -> Table:
     """One line per run: what it gained, forgot and cost."""
-    head = ("Run", "Domain gain", "95% interval", "General forgetting", "95% interval", "Worst forgetting")
-    head += ("General share", "Tokens", "Wall time", "Goodput", "Tokens/s")
+    head = (
+        *("Run", "Domain gain", "95% interval", "General forgetting", "95% interval", "Worst forgetting"),
+        *("General share", "Tokens", "Wall time", "Goodput", "Tokens/s"),
+    )
     rows = tuple(_fleet_row(number, item, view.reference) for number, item in enumerate(view.summaries))
     note = (
         "Nats per token against each run's own base; intervals by paired bootstrap over documents, where there are any."
@@ -25,9 +27,7 @@ def fleet_table(view: Overview) -> Table:
 
 
 def _fleet_row(number: int, item: Summary, reference: str | None) -> Row:
-    compared = item.compared
-    gain = compared.domain_gain if compared else None
-    forgetting = compared.general_forgetting if compared else None
+    gain, forgetting = item.gain_change, item.forgetting_change
     worst = item.general.worst_rise if item.general and item.forgetting is not None else None
     rate, tokens = item.median("tokens_per_second"), item.tokens
     cells = (

@@ -170,9 +170,8 @@ def _panel(plot: Plot, clip: str) -> Iterator[str]:
     width, height = frame.right - frame.left + 12, frame.bottom - frame.top + 6
     box = f'x="{frame.left - 6:.1f}" y="{frame.top - 3:.1f}" width="{width:.1f}" height="{height:.1f}"'
     yield f'<clipPath id="{clip}"><rect {box}/></clipPath><g clip-path="url(#{clip})">'
-    runs = {item.run for item in plot.series if item.run >= 0}
     for item in plot.series:
-        if len(item.points) and not (item.style == "raw" and len(runs) > MOST_RAW):
+        if len(item.points) and not (item.style == "raw" and _is_crowded(plot)):
             yield f'<g class="series {item.style} {run_classes(item.run)}">{"".join(_drawn(item, plot, frame))}</g>'
     yield "</g>"
     if plot.origin:
@@ -228,7 +227,7 @@ def _drawn(item: Series, plot: Plot, frame: Frame) -> Iterator[str]:
     if item.style == "goal":
         yield from _goal(item, places, frame)
         return
-    if item.low is not None and item.high is not None:
+    if not _is_crowded(plot):
         yield _band(item, frame)
     if item.style == "crossed":
         yield f'<path class="crosses" d="{"".join(f"M{x:.1f} {y:.1f}{CROSS}" for x, y in places)}"/>'
@@ -239,6 +238,11 @@ def _drawn(item: Series, plot: Plot, frame: Frame) -> Iterator[str]:
     if item.style == "path":
         yield _end(places[-1], item.run)
         yield from _cross(item, places, frame)
+
+
+def _is_crowded(plot: Plot) -> bool:
+    """So many runs that noise and bands would hide the curves."""
+    return len({item.run for item in plot.series if item.run >= 0}) > MOST_RAW
 
 
 def _dots_of(plot: Plot) -> int:
@@ -306,15 +310,18 @@ def _names_right(plot: Plot, frame: Frame) -> Iterator[str]:
 
 
 def _names_beside(plot: Plot, frame: Frame) -> Iterator[str]:
-    """Names beside the last points, each at the first of eight places where it covers no other name and no marker; a
-    name without such a place is left to the legend.
+    """Names beside the last points, each at the first place where it covers no other name and no marker; a name without
+    such a place is left to the legend. Of many runs only the outermost are named: least to the right, and highest.
     """
     ends = [(frame.place(item.points[-1:])[0], item) for item in plot.series if item.style in ("path", "goal")]
+    outermost = min(x for (x, _), _ in ends), min(y for (_, y), _ in ends)
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for (x, y), _ in ends]
     taken += [box for (x, y), item in ends for box in _interval_boxes(item, (x, y), frame)]
     origin = frame.place(np.zeros((1, 2)))[0]
     taken.append((origin[0] - 5, origin[1] - 5, origin[0] + 8 + LETTER * len(plot.origin), origin[1] + 20))
     for (x, y), item in ends:
+        if len(ends) > MOST_NAMES and x > outermost[0] and y > outermost[1]:
+            continue
         text = short(item.label)
         width = LETTER * len(text) + 3
         for dx, dy in PLACES:

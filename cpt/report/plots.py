@@ -90,10 +90,12 @@ def decimate(curve: FloatArray, buckets: int) -> FloatArray:
     if len(curve) <= 4 * buckets:
         return curve
     x, y = curve.T
-    edges = np.searchsorted(x, np.linspace(x[0], x[-1], buckets + 1)[1:-1])
-    parts = [part for part in np.split(np.arange(len(x)), edges) if len(part)]
-    kept = {int(i) for part in parts for i in (part[0], part[np.argmin(y[part])], part[np.argmax(y[part])], part[-1])}
-    return curve[sorted(kept)]
+    bucket = np.searchsorted(np.linspace(x[0], x[-1], buckets + 1)[1:-1], x, side="right")
+    first = np.flatnonzero(np.diff(bucket, prepend=-1))
+    last = np.append(first[1:], len(x)) - 1
+    by_height = np.lexsort((y, bucket))  # within each bucket from its lowest point to its highest
+    kept: FloatArray = curve[np.unique(np.concatenate([first, last, by_height[first], by_height[last]]))]
+    return kept
 
 
 def running_mean(curve: FloatArray) -> FloatArray:

@@ -32,7 +32,7 @@ from cpt.report.verdict import MANY, Overview, overview
 from cpt.rundir import DataError, RunDir, write_atomic
 
 NAMED = 3  # runs that one warning is about, before "and N more"
-SENTENCES = 3  # of the verdict on many runs; the others can be opened
+SENTENCES = 2  # of the verdict on many runs; the others can be opened
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from cpt.report.collect import Change, FloatArray, Run, change_of
 from cpt.report.reading import number
 
 if TYPE_CHECKING:
-    from cpt.eval.comparing import RunComparison  # the tables it reads need pyarrow, which the planner's words do not
+    # The tables that these modules read need pyarrow, which the planner's words do not.
+    from cpt.eval.comparing import RunComparison
+    from cpt.eval.significance import Difference
 
 STALLS = ("checkpoint", "evaluation")  # phases between steps
 PREFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -48,6 +50,15 @@ class Summary:
     def forgetting(self) -> float | None:
         """General forgetting against the base in nats; None as for ``gain``."""
         return self.general.rise if self.general and self.continues_base else None
+
+    @property
+    def gain_change(self) -> "Difference | None":
+        """Domain gain with its interval, over the documents that both evaluations read."""
+        return self.compared.domain_gain if self.compared else None
+
+    @property
+    def forgetting_change(self) -> "Difference | None":
+        return self.compared.general_forgetting if self.compared else None
 
     def final_loss(self, group: str) -> float:
         losses = [

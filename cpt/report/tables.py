@@ -72,11 +72,11 @@ def headline_facts(item: Summary) -> list[Fact]:
     """The figures of a single run that stand above everything else."""
     facts = []
     if item.domain and item.gain is not None:
-        told = interval_text(item.compared and item.compared.domain_gain, lead=LEAD)
+        told = interval_text(item.gain_change, lead=LEAD)
         ends = f"loss {item.domain.base:.3f} to {item.domain.final:.3f}"
         facts.append(Fact("Domain gain", signed(item.gain), ends + told))
     if item.general and item.forgetting is not None:
-        told = interval_text(item.compared and item.compared.general_forgetting, lead=LEAD)
+        told = interval_text(item.forgetting_change, lead=LEAD)
         ends = f"loss {item.general.base:.3f} to {item.general.final:.3f}"
         facts.append(Fact("General forgetting", signed(item.forgetting), ends + told))
         facts.append(Fact("Worst forgetting", signed(item.general.worst_rise), f"at step {item.general.worst_step:,}"))
@@ -129,7 +129,9 @@ def _result_lines(view: Overview) -> Lines:
 
     return (
         ("Domain gain, nats", lambda item: _rise(item.gain)),
+        ("95% interval of the gain", lambda item: interval_text(item.gain_change) or NO_VALUE),
         ("General forgetting, nats", lambda item: _rise(item.forgetting)),
+        ("95% interval of forgetting", lambda item: interval_text(item.forgetting_change) or NO_VALUE),
         ("Worst forgetting, nats", _worst),
         ("Worst at step", _worst_step),
         ("Forgetting, share of the reference's", lambda item: against(item, lambda versus: versus.forgetting_ratio)),

@@ -51,8 +51,10 @@ def _path(index: int, item: Summary, path: FloatArray) -> Series:
     """With the intervals of its end, where they are known."""
     ends: dict[str, FloatArray] = {}
     if item.compared is not None and path[-1, 2] == item.compared.loss_step:
-        gain, forgetting = item.compared.domain_gain, item.compared.general_forgetting
-        for change, low, high in ((forgetting, "left", "right"), (gain, "low", "high")):
+        for change, low, high in (
+            (item.forgetting_change, "left", "right"),
+            (item.gain_change, "low", "high"),
+        ):
             if change is not None and change.low is not None and change.high is not None:
                 ends |= {low: np.array([change.low]), high: np.array([change.high])}
     return Series(index, item.label, path[:, :2], "path", steps=path[:, 2], **ends)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from cpt.eval.significance import Difference
 
 EQUAL_BUDGET = 0.01  # token budgets closer than this are called equal
-MANY = 6  # runs from which on one sentence stands for all of them
+MANY = 6  # runs; of more, two sentences stand for all of them
+SOME = 4  # names in such a sentence
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,9 @@ def _accuracy_clause(row: "Row") -> str:
     return f"{row.name} accuracy {change.before:.1%} to {change.after:.1%} ({points}{interval}{word})"
 
 
-def _named_drops(rows: Sequence["Row"], most: int = 3) -> str:
-    drops = sorted((row for row in rows if row.word == "drop"), key=lambda row: _worsening(row), reverse=True)
-    if not drops:
-        return ""
-    more = f" and {len(drops) - most:,} more" if len(drops) > most else ""
-    return f" (dropped: {', '.join(row.name for row in drops[:most])}{more})"
+def _named_drops(rows: Sequence["Row"]) -> str:
+    drops = sorted((row for row in rows if row.word == "drop"), key=_worsening, reverse=True)
+    return f" (dropped: {_some([row.name for row in drops])})" if drops else ""
 
 
 def _worsening(row: "Row") -> float:
@@ -195,7 +193,7 @@ def _worsening(row: "Row") -> float:
 
 
 def _of_many(summaries: Sequence[Summary]) -> list[str]:
-    """One sentence for many runs: who ends on the front, who forgot least, who learned most."""
+    """Two sentences for many runs: who ends on the front, forgot least and learned most; whose benchmarks dropped."""
     known = [item for item in summaries if item.gain is not None and item.forgetting is not None]
     if len(summaries) <= MANY or len(known) < 2:
         return []
@@ -204,12 +202,31 @@ def _of_many(summaries: Sequence[Summary]) -> list[str]:
     best = [item.label for item, end in zip(known, ends.tolist(), strict=True) if tuple(end) in front]
     least = min(known, key=lambda item: item.forgetting or 0.0)
     most = max(known, key=lambda item: item.gain or 0.0)
-    named = ", ".join(best[:MANY]) + (f" and {len(best) - MANY} more" if len(best) > MANY else "")
     return [
-        f"{len(best)} of {len(known)} runs end on the Pareto front of gain against forgetting: {named}. "
-        f"Least forgetting: {least.label} ({nats(least.forgetting or 0.0)}, gain {nats(least.gain or 0.0)}). "
-        f"Most gain: {most.label} ({nats(most.gain or 0.0)}, forgetting {nats(most.forgetting or 0.0)})."
+        f"{least.label} forgot least ({nats(least.forgetting or 0.0)}, gain {nats(least.gain or 0.0)}), {most.label} "
+        f"gained most ({nats(most.gain or 0.0)}, forgetting {nats(most.forgetting or 0.0)}).",
+        f"{len(best)} of {len(known)} runs end on the Pareto front of gain against forgetting: {_some(best)}."
+        + _dropped_in_many(known),
     ]
+
+
+def _dropped_in_many(summaries: Sequence[Summary]) -> str:
+    measured = [
+        (item.label, row.word)
+        for item in summaries
+        if item.compared is not None
+        for row in item.compared.groups
+        if row.name == "general"
+    ]
+    dropped = [label for label, word in measured if word == "drop"]
+    if not measured:
+        return ""
+    named = f": {_some(dropped)}" if dropped else ""
+    return f" General accuracy dropped beyond noise in {len(dropped)} of {len(measured)} runs{named}."
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SOME]) + (f" and {len(names) - SOME:,} more" if len(names) > SOME else "")
 
 
 def _forgetting_sentence(change: Change, sure: str) -> str:

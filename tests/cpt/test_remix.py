@@ -45,7 +45,7 @@ def shop(half_done: Workshop, tmp_path: Path) -> Workshop:
 
 def cut(folder: Path, *, until: int) -> None:
     for path in [*(folder / "checkpoints").iterdir(), *(folder / "evals").iterdir()]:
-        if int(path.stem.removeprefix("step_")) > until:
+        if int(path.name.split(".")[0].removeprefix("step_")) > until:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in ("metrics.jsonl", "events.jsonl"):
         lines = (folder / name).read_text().splitlines(keepends=True)

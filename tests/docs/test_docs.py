@@ -300,7 +300,7 @@ def check_run_folder(rundir: RunDir) -> None:
     """A real run's files hold the documented keys, and its folder nothing that the page does not name."""
     named = {name.split("/")[0] for name in documented_keys("Run folder")}
     assert {entry.name for entry in rundir.root.iterdir()} <= named
-    sources = {"general": "NAME", "domain": "NAME"} | dict.fromkeys(PHASES, "PHASE")
+    sources = dict.fromkeys(("general", "domain", "medical"), "NAME") | dict.fromkeys(PHASES, "PHASE")
     for line in rundir.metrics.read_text().splitlines():
         assert keys_of(json.loads(line), sources) == documented_keys("metrics.jsonl")
     assert keys_of(json.loads(rundir.environment.read_text()), {}) == documented_keys("environment.json")

@@ -59,7 +59,7 @@ def make(shop: Workshop) -> None:
     items = {
         "pairs": [{"sentence_good": text("general", 5), "sentence_bad": text("medical", 5)} for _ in range(11)],
         "letters": [{"prompt": text("medical", 9), "choices": [" a", " the", " of"], "answer": 1} for _ in range(9)],
-        "texts": [{"text": text("medical", 60)} for _ in range(3)],
+        "texts": [*({"text": text("medical", 60)} for _ in range(3)), {"text": "x" * 900}],  # the last: one long word
     }
     for name, rows in items.items():
         (shop.root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -124,11 +124,11 @@ def test_results_lie_where_cpt_eval_puts_them_for_the_asked_steps_and_the_base(s
     records = read_suite_records(folder)
     assert [each.step for each in records] == list(MEASURED)
     assert all(each.tokens_seen == each.step * 256 and each.weights_hash is None for each in records)
-    assert {name: task.items for name, task in records[0].tasks.items()} == {"pairs": 11, "letters": 9, "texts": 3}
+    assert {name: task.items for name, task in records[0].tasks.items()} == {"pairs": 11, "letters": 9, "texts": 4}
     assert records[0].groups.keys() == {"general", "domain"}
     items = [read_items(folder / f"step_{step:08d}.items.parquet") for step in MEASURED]
-    assert [len(table) for table in items] == [23, 23, 23]
-    assert len(read_texts(folder / "texts.parquet")) == 23
+    assert [len(table) for table in items] == [24, 24, 24]
+    assert len(read_texts(folder / "texts.parquet")) == 24
     # Training did something to them.
     assert records[2].tasks["texts"].value < records[0].tasks["texts"].value
 

@@ -39,7 +39,7 @@ def copy_of_whole(shop: Workshop, name: str, *, until: int) -> Path:
     folder = Path(shop.run_dir(name))
     shutil.copytree(shop.run_dir("whole"), folder)
     for path in [*(folder / "checkpoints").iterdir(), *(folder / "evals").iterdir()]:
-        if int(path.stem.removeprefix("step_")) > until:
+        if int(path.name.split(".")[0].removeprefix("step_")) > until:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:until]))
@@ -144,7 +144,7 @@ def cut_pair(shop: Workshop, name: str) -> Path:
     folder = Path(shop.run_dir(name))
     shutil.copytree(shop.run_dir("pair"), folder)
     for path in [*(folder / "checkpoints").iterdir(), *(folder / "evals").iterdir()]:
-        if int(path.stem.removeprefix("step_")) > 8:
+        if int(path.name.split(".")[0].removeprefix("step_")) > 8:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:8]))

@@ -46,7 +46,7 @@ def cut_back(shop: Workshop, name: str, step: int) -> Path:
     folder = Path(shop.run_dir(name))
     shutil.copytree(shop.run_dir("whole"), folder)
     for path in [*(folder / "checkpoints").iterdir(), *(folder / "evals").iterdir()]:
-        if int(path.stem.removeprefix("step_")) > step:
+        if int(path.name.split(".")[0].removeprefix("step_")) > step:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:step]))

@@ -189,7 +189,7 @@ function seen(item, [low, high]) { // places worth drawing: in view, and of a lo
   return kept;
 }
 
-function drawSeries(item, frame, dots) {
+function drawSeries(item, frame, dots, few) {
   const at = seen(item, frame.x), parts = [];
   const place = (i) => `${frame.across(item.x[i]).toFixed(1)} ${frame.down(item.y[i]).toFixed(1)}`;
   const last = item.x.length - 1, [endX, endY] = [frame.across(item.x[last]), frame.down(item.y[last])];
@@ -205,7 +205,7 @@ function drawSeries(item, frame, dots) {
     crossing();
     return `${parts.join("")}<circle class="open" cx="${endX}" cy="${endY}" r="5"/>`;
   }
-  if (item.low && item.low.length === item.x.length && at.length > 1) {
+  if (few && item.low && item.low.length === item.x.length && at.length > 1) {
     const edge = (values, order) => order.map((i) => `${frame.across(item.x[i]).toFixed(1)} ${frame.down(values[i]).toFixed(1)}`);
     const around = [...edge(item.high, at), ...edge(item.low, [...at].reverse())];
     parts.push(`<path class="band" d="M${around.join("L")}Z"/>`);
@@ -291,8 +291,10 @@ function namesBeside(plot, series, frame) {
   }
   const [zeroX, zeroY] = [frame.across(0), frame.down(0)];
   taken.push([zeroX - 5, zeroY - 5, zeroX + 8 + LETTER * plot.origin.length, zeroY + 20]);
+  const outermost = [Math.min(...ends.map(([x]) => x)), Math.min(...ends.map(([, y]) => y))];
   const found = [];
   for (const [x, y, item] of ends) {
+    if (ends.length > MOST_NAMES && x > outermost[0] && y > outermost[1]) continue;
     if (x < frame.left - 1 || x > frame.right + 1 || y < frame.top - 1 || y > frame.bottom + 1) continue;
     const text = short(item.label), width = LETTER * text.length + 3;
     for (const [dx, dy] of PLACES) {
@@ -312,7 +314,7 @@ function draw(panel) {
   const plot = panel.plot, series = loaded(plot), frame = frameOf(panel, series);
   const few = runsOf(series).size <= MOST_RAW, dots = hasDots(series);
   const drawn = series.filter((item) => item.x.length && (item.style !== "raw" || few)).map((item) =>
-    `<g class="series ${item.style} ${classes(item.run)}">${drawSeries(item, frame, dots)}</g>`);
+    `<g class="series ${item.style} ${classes(item.run)}">${drawSeries(item, frame, dots, few)}</g>`);
   const parts = [drawAxes(plot, frame), drawMarks(plot, frame)];
   const edge = panel.view ? 0 : 6, width = frame.right - frame.left + 2 * edge, height = frame.bottom - frame.top + 6;
   const box = `x="${frame.left - edge}" y="${frame.top - 3}" width="${width}" height="${height}"`;

@@ -98,21 +98,19 @@ class Run:
         empty = {"subset": [None] * len(rows), "gold": [""] * len(rows), "choices": [[]] * len(rows)}
         write_texts(texts_file(self.folder), pa.table(columns | empty))
 
-    def losses(
-        self, step: int, stderr: float | None = None, *, pieces: bool = True, **nats: Sequence[float] | None
-    ) -> None:
+    def losses(self, step: int, stderr: float | None = None, *, pieces: bool = True, **nats: Sequence[float]) -> None:
         """Loss of each document, of 100 tokens each, by source."""
         evals, sources, table = RunDir(self.root).evals, {}, []
         for name, losses in nats.items():
             group = "domain" if name.startswith("law") else "general"
-            loss = None if losses is None else float(np.mean(losses))
-            number = 0 if losses is None else len(losses)
-            sources[name] = SourceEval(group, loss, None, None, 100 * max(number, 1), number, stderr)
-            table += [(name, document, 100, 100 * value) for document, value in enumerate(losses or ())]
+            mean = float(np.mean(losses))
+            loss = mean if np.isfinite(mean) else None
+            sources[name] = SourceEval(group, loss, None, None, 100 * len(losses), len(losses), stderr)
+            table += [(name, document, 100, 100 * value) for document, value in enumerate(losses)]
         write_eval(evals / f"step_{step:08d}.json", EvalRecord(step, step, sources, aggregate(sources)))
         if pieces:
             names = ("source", "document", "tokens", "nats")
-            columns = zip(*table, strict=True) if table else [[]] * 4
+            columns = zip(*table, strict=True)
             write_pieces(pieces_file(evals, step), pa.table(dict(zip(names, map(list, columns), strict=True))))
 
 
@@ -333,9 +331,9 @@ def test_without_pieces_standard_errors_serve(run: Run) -> None:
     assert (web.change.stderr, web.word) == (pytest.approx(0.05), "drop")
 
 
-def test_a_loss_that_is_not_finite_is_no_figure(run: Run) -> None:
+def test_a_loss_that_is_not_finite_is_no_figure_whatever_its_finite_documents_say(run: Run) -> None:
     run.losses(0, web=[2.0, 2.0], law=[3.0])
-    run.losses(500, web=None, law=[2.5])
+    run.losses(500, web=[2.5, float("nan")], law=[2.5])
     found = only(compare_runs([run.root]))
     assert row(found.sources, "web").change == Difference(2.0, None, None)
     assert known(found.general_forgetting).value is None

@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt.eval.geometric_grid import geometric_steps
@@ -24,6 +24,7 @@ def test_the_grid_doubles_over_the_first_twentieth_and_then_goes_by_tenths(
     assert geometric_steps(num_steps) == steps
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**9))
 def test_a_run_of_any_length_is_measured_at_both_ends_and_a_few_times_between(num_steps: int) -> None:
     steps = geometric_steps(num_steps)

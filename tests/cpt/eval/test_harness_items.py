@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt.eval.harness_items import (
@@ -67,6 +67,7 @@ def test_a_part_of_the_items_is_pooled_alone() -> None:
     assert pooled(scores, np.zeros(4, bool)).value is None
 
 
+@settings(deadline=None)  # the first call imports lm_eval
 @given(st.lists(st.floats(-50, 0), min_size=2, max_size=40))
 def test_pooling_agrees_with_lm_eval(nats: list[float]) -> None:
     metrics = pytest.importorskip("lm_eval.api.metrics")

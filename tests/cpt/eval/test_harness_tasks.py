@@ -96,6 +96,12 @@ def test_a_cloze_is_right_when_greedy_decoding_gives_it(tmp_path: Path) -> None:
     assert read == [("one", " two"), ("four", " fives")]
 
 
+def test_a_perplexity_beyond_every_number_is_unknown_and_the_rest_is_not(tmp_path: Path) -> None:
+    words = [{"prompt": "one", "answer": "x" * 1000}]
+    task, _, _, _ = only(tmp_path, LocalTask(name="c", file=items_file(tmp_path, "c", words), kind="cloze"))
+    assert task.metrics["perplexity"].value is None and task.metrics["acc"].value == 0.0
+
+
 def test_an_exact_match_ignores_white_space_around_it(tmp_path: Path) -> None:
     sums = [{"prompt": "6*7=", "answer": "42"}, {"prompt": "6*8=", "answer": 48}]
     entry = LocalTask(name="m", file=items_file(tmp_path, "m", sums), kind="exact_match", stop=["."], max_new_tokens=5)

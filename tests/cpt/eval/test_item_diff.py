@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt.eval.item_diff import diff_items, diff_suites
@@ -98,6 +98,7 @@ answers = st.dictionaries(
 )
 
 
+@settings(max_examples=30)
 @given(answers, answers)
 def test_what_is_lost_and_gained_explains_the_change(before: dict[Any, float], after: dict[Any, float]) -> None:
     there, back = (

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt.eval.pairing import pair_documents, pair_items
@@ -44,9 +44,11 @@ def test_what_only_one_side_has_is_left_out_and_counted() -> None:
     assert (len(paired["new"].before), paired["new"].unshared) == (0, 1)
 
 
-def test_an_item_is_truncated_or_overlapping_if_it_is_on_either_side() -> None:
-    (paired,) = pair_items(items(("arc", 0, 1.0), truncated=True), items(("arc", 0, 1.0), overlap=True)).values()
-    assert paired.truncated.tolist() == [True] and paired.overlap.tolist() == [True]
+@pytest.mark.parametrize("sides", [(True, False), (False, True), (False, False)])
+def test_an_item_is_truncated_or_overlapping_if_it_is_on_either_side(sides: tuple[bool, bool]) -> None:
+    tables = [items(("arc", 0, 1.0), truncated=flag, overlap=flag) for flag in sides]
+    (paired,) = pair_items(*tables).values()
+    assert paired.truncated.tolist() == paired.overlap.tolist() == [any(sides)]
 
 
 def test_a_nan_score_is_passed_on() -> None:
@@ -62,6 +64,7 @@ def test_empty_tables_have_nothing_in_common() -> None:
 tables = st.dictionaries(st.tuples(st.sampled_from(["a", "b", "c"]), st.integers(0, 6)), st.integers(0, 1), max_size=20)
 
 
+@settings(max_examples=30)
 @given(tables, tables)
 def test_pairing_equals_a_look_up_by_key(before: dict[tuple[str, int], int], after: dict[tuple[str, int], int]) -> None:
     paired = pair_items(*(items(*((task, item, score) for (task, item), score in t.items())) for t in (before, after)))

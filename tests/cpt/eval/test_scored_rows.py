@@ -1,6 +1,6 @@
 """Questions in packed rows: each is asked once, at the right place, of the right tokens."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt.data.packing import IGNORE_INDEX
@@ -52,6 +52,7 @@ def test_a_blank_row_asks_nothing_and_no_token_of_any_row_counts_in_a_loss() -> 
         assert set(row.row.labels.tolist()) == {IGNORE_INDEX}
 
 
+@settings(deadline=None)
 @given(QUESTIONS, st.integers(8, 20))
 def test_every_question_is_asked_once_after_what_it_reads(asked: list[Question], seq_len: int) -> None:
     rows = asking_rows(asked, seq_len)
@@ -77,6 +78,7 @@ def test_every_question_is_asked_once_after_what_it_reads(asked: list[Question],
         assert own.nonzero()[0].max() == last
 
 
+@settings(deadline=None)
 @given(QUESTIONS, st.integers(8, 20))
 def test_documents_are_packed_and_the_same_text_is_read_once(asked: list[Question], seq_len: int) -> None:
     rows = asking_rows(asked, seq_len)

@@ -119,6 +119,13 @@ def test_resamples_are_distributed_like_those_of_a_naive_bootstrap(sides: FloatA
     assert stratum.tops.std() == pytest.approx(reference.std(), rel=0.06)
 
 
+@pytest.mark.parametrize("number", [5, 80])
+def test_the_standard_error_is_that_of_the_mean_change_also_of_few_documents(number: int) -> None:
+    old, new = REAL[:, :number]
+    expected = (new - old).std(ddof=1) / math.sqrt(number)
+    assert of_documents(old, new, np.ones(number), 8000).stderr == pytest.approx(expected, rel=0.03)
+
+
 def test_the_item_added_to_scores_of_0_and_1_is_not_felt_among_many() -> None:
     stratum = pair_means(*BINARY, name="task", resamples=4000)
     assert stratum is not None
@@ -128,9 +135,9 @@ def test_the_item_added_to_scores_of_0_and_1_is_not_felt_among_many() -> None:
 
 def test_documents_are_resampled_whole_like_in_a_naive_bootstrap() -> None:
     tokens = np.random.default_rng(3).integers(10, 500, 80).astype(np.float64)
-    stratum = pair_ratios(REAL[0] * tokens, REAL[1] * tokens, tokens, name="source", resamples=4000)
+    stratum = pair_ratios(REAL[0] * tokens, (REAL[1] + 5.0) * tokens, tokens, name="source", resamples=4000)
     assert stratum is not None
-    reference = naive((REAL[1] - REAL[0]) * tokens, tokens, 2000)
+    reference = naive((REAL[1] + 5.0 - REAL[0]) * tokens, tokens, 2000)
     assert ks_2samp(stratum.tops / stratum.bottoms, reference).pvalue > 0.001
 
 
@@ -167,7 +174,7 @@ def test_intervals_of_accuracies_contain_the_truth_also_where_hardly_an_item_cha
 def test_where_nothing_changed_5_of_100_tests_say_so_at_most(graded: bool) -> None:
     rng, wrong = np.random.default_rng(17), 0
     for _ in range(400):
-        sides = rng.normal(3.0, 1.0, (2, 40)) if graded else (rng.random((2, 100)) < 0.5).astype(np.float64)
+        sides = rng.normal(3.0, 1.0, (2, 100)) if graded else (rng.random((2, 100)) < 0.5).astype(np.float64)
         wrong += known(of_items(*sides).p) < 0.05
     assert wrong / 400 <= 0.08
 

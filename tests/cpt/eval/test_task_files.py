@@ -98,7 +98,7 @@ def test_few_shot_examples_come_from_their_own_file(tmp_path: Path) -> None:
     assert json.loads(Path(raw["dataset_kwargs"]["data_files"]["fewshot"]).read_text())["prompt"] == "x"
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.text(min_size=1).filter(str.strip), st.text())
 def test_what_stands_in_an_item_is_never_taken_for_a_template(tmp_path_factory: Any, answer: str, prompt: str) -> None:
     folder = tmp_path_factory.mktemp("items")

@@ -146,9 +146,8 @@ def test_json_has_the_comparison_with_its_intervals(
 def test_many_runs_are_one_sentence_a_line_each_and_the_rest_can_be_opened(make_run: Callable[..., Path]) -> None:
     roots = [make_run(name=f"r{n}", share_general=n / 10, general_end=3.5 - n / 20, domain_end=2.2 + n / 50, steps=20) for n in range(8)]  # fmt: skip
     view, _ = read(*roots)
-    assert (
-        view.verdict[0].startswith("8 of 8 runs end on the Pareto front") and "Least forgetting: r7" in view.verdict[0]
-    )
+    assert view.verdict[0].startswith("r7 forgot least (") and "r0 gained most" in view.verdict[0]
+    assert view.verdict[1].startswith("8 of 8 runs end on the Pareto front") and "r3 and 4 more" in view.verdict[1]
     html = html_of(*roots)
     assert "more sentences, run by run" in html and 'data-noun="runs"' in html and "Comparison of 8 runs" in html
     assert "Settings that differ" in html and "replay.share_general" in html
