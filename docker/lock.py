@@ -73,7 +73,7 @@ def main() -> None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", UV], check=True, timeout=600)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["data"]]
+    wanted = [*project["dependencies"], *extras["data"], *extras["eval"]]
     settings = pip_settings()
     without_links = {name: value for name, value in settings.items() if name != SETTINGS["find-links"]}
     torch = next(line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch=="))

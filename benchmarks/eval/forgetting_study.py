@@ -5,7 +5,10 @@
 stories260K, a real pre-trained model of 260 thousand parameters, is continued on med_qa (medicine) at one token budget:
 without replay, and with a half of the tokens from en_tinystories, text like that of its pre-training. Each end point is
 evaluated on BLiMP with `cpt eval --suite` and compared with the base by `cpt eval compare`; the report is asked for its
-verdict. Nothing is chosen by its outcome: of each of BLiMP's phenomena the first subset by name, the first 200 items.
+verdict. A model this small is at chance on most of BLiMP, and what it cannot do it cannot forget: the base alone is
+screened on the first 100 items of all 67 subsets, and those where it is right on 65% or more are measured, on other
+items. (Unscreened, one subset of each phenomenon, the base is right on 51%, and neither run moved that significantly.)
+Training is skipped where the folder holds it from a call before.
 
 Bars: without replay, accuracy on BLiMP and the loss on en_tinystories get worse significantly, and compare and report
 name it; with replay each is within noise, or small: under a fifth of what is lost without.
@@ -19,7 +22,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ WEIGHTS = SHARED / "weights" / "stories260K"
 RUNS = {"no_replay": 0.0, "replay": 0.5}  # share of general tokens
 CORPORA = {"stories": ("en_tinystories", "general"), "medicine": ("med_qa", "medicine")}
 TOKENS, BATCH_TOKENS = 81_920, 2048
+SCREENED, KNOWN = 100, 0.65  # items of each subset that the base is screened on, and the accuracy it must have there
 SMALL = 0.2  # of what is lost without replay
 
 
@@ -82,25 +85,32 @@ def write_run_file(folder: Path, name: str, share: float, tokens: int) -> Path:
     return file
 
 
-def choose_subsets() -> list[str]:
-    """The first subset by name of each of BLiMP's phenomena."""
-    chosen: dict[str, str] = {}
-    for path in sorted((SHARED / "evals" / "blimp").glob("*.jsonl")):
-        with path.open(encoding="utf-8") as lines:
-            chosen.setdefault(json.loads(next(lines))["linguistics_term"], path.stem)
-    return sorted(chosen.values())
+def write_suite(folder: Path, name: str, subsets: list[str], items: slice) -> Path:
+    """These items of each subset of BLiMP, as tasks of lm_eval."""
+    tasks = []
+    for subset in subsets:
+        lines = (SHARED / "evals" / "blimp" / f"{subset}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        file = folder / name / f"{subset}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(lines[items]), encoding="utf-8")
+        tasks.append({"task": f"blimp_{subset}", "data": {"test": str(file)}})
+    path = folder / f"{name}.yaml"
+    suite = {"name": name, "batch_size": 64, "groups": {"general": tasks}, "copying_probe": name == "blimp"}
+    path.write_text(yaml.safe_dump(suite, sort_keys=False))
+    return path
 
 
-def write_suite(folder: Path, limit: int) -> Path:
-    subsets = choose_subsets()
-    tasks = [
-        {"task": f"blimp_{name}", "data": {"test": str(SHARED / "evals" / "blimp" / f"{name}.jsonl")}, "limit": limit}
-        for name in subsets
-    ]
-    file = folder / "blimp.yaml"
-    suite = {"name": "blimp", "batch_size": 64, "groups": {"general": tasks}, "copying_probe": True}
-    file.write_text(yaml.safe_dump(suite, sort_keys=False))
-    return file
+def choose_subsets(folder: Path, run_dir: Path) -> dict[str, float]:
+    """Subsets that the base can do, with its accuracy on items that nothing else is measured on."""
+    from cpt.eval.suite import load_suite
+    from cpt.eval_checkpoints import SuiteRun, evaluate_base
+
+    every = sorted(path.stem for path in (SHARED / "evals" / "blimp").glob("*.jsonl"))
+    suite = load_suite(write_suite(folder, "screen", every, slice(0, SCREENED)))
+    record = evaluate_base(run_dir, SuiteRun(suite, "cpu", folder / "cache")).record
+    found = {name.removeprefix("blimp_"): task.value or 0.0 for name, task in record.tasks.items()}
+    shutil.rmtree(run_dir / "evals" / "screen")  # the run is judged by one suite
+    return {name: accuracy for name, accuracy in found.items() if accuracy >= KNOWN}
 
 
 def told(row: dict[str, Any]) -> dict[str, Any]:
@@ -143,27 +153,34 @@ def judge(runs: dict[str, dict[str, Any]], verdict: list[str]) -> dict[str, bool
     }
 
 
+def train(folder: Path, options: argparse.Namespace) -> None:
+    """Both continuations, from nothing."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    build_stores(folder, options.documents)
+    for name, share in RUNS.items():
+        print(f"{name}: {options.tokens:,} tokens", flush=True)
+        cpt(folder, "train", write_run_file(folder, name, share, options.tokens))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "benchmark_forgetting")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each continuation")
-    parser.add_argument("--limit", type=int, default=200, help="items of each subset of BLiMP")
+    parser.add_argument("--limit", type=int, default=300, help="items of each subset of BLiMP")
     parser.add_argument("--documents", type=int, default=None, help="of each corpus; default: all")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     folder = options.folder.absolute()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    started = time.perf_counter()
-    build_stores(folder, options.documents)
-    suite = write_suite(folder, options.limit)
-    run_dirs = [folder / "runs" / name for name in RUNS]
-    for name, share in RUNS.items():
-        print(f"{name}: {options.tokens:,} tokens", flush=True)
-        cpt(folder, "train", write_run_file(folder, name, share, options.tokens))
-    print(f"BLiMP, {options.limit} items of each subset", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
     last = options.tokens // BATCH_TOKENS
+    run_dirs = [folder / "runs" / name for name in RUNS]
     ends = [run_dir / "checkpoints" / f"step_{last:08d}" for run_dir in run_dirs]
+    if not all(end.is_dir() for end in ends):
+        train(folder, options)
+    chosen = choose_subsets(folder, run_dirs[0])
+    print(f"BLiMP, {options.limit} items of {len(chosen)} subsets that the base can do", flush=True)
+    suite = write_suite(folder, "blimp", sorted(chosen), slice(SCREENED, SCREENED + options.limit))
     cpt(folder, "eval", *ends, "--suite", suite, "--device", "cpu", "--cache", folder / "cache")
     compared = json.loads(cpt(folder, "eval", "compare", *run_dirs, "--baseline", "base", "--json"))
     report = json.loads(cpt(folder, "report", *run_dirs, "--json"))
@@ -179,7 +196,7 @@ def main() -> None:
         "gate_exit_code_without_replay": gate.returncode,
         "bars": bars,
         "passed": all(bars.values()),
-        "seconds": round(time.perf_counter() - started, 1),
+        "subsets_that_the_base_can_do": chosen,
         "settings": {"tokens": options.tokens, "items_per_subset": options.limit, "share_general": RUNS},
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
     }
