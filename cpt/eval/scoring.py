@@ -133,7 +133,7 @@ class Scorer:
 
     @torch.no_grad()
     def _passes(self, questions: Sequence[Question]) -> Tensor:
-        """(2, wanted tokens of all questions), on all ranks: log-probability, and 1 where the token is the likeliest."""
+        """(2, wanted tokens of all questions), on all ranks: log-probability; 1 where the token is the likeliest."""
         spec, place = self._spec, self._spec.place
         length = row_length(questions, spec.seq_len, shared_by=place.sequence_parallel)
         rows, blank = asking_rows(questions, length), blank_row(length)
