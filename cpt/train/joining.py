@@ -5,7 +5,9 @@ all the others. Without this a missing rank is half an hour of silence and then 
 """
 
 import os
+import queue
 import socket
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -29,18 +31,7 @@ def join(*, rank: int, world_size: int, seconds: float, asked_to_stop: Callable[
         RuntimeError: some have not come within ``seconds``, or before this rank was asked to stop; it names them, or
             the host that cannot be reached.
     """
-    listener = os.environ.pop(LISTENER, None)
-    fd = int(listener) if listener and rank == 0 else None
-    address, port, limit = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=seconds)
-    try:
-        store = TCPStore(
-            address, port, world_size, rank == 0, timeout=limit, wait_for_workers=False, master_listen_fd=fd
-        )
-    except dist.DistError as error:
-        raise RuntimeError(
-            f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} within {seconds:.0f} s "
-            f"({str(error).splitlines()[0]}); is it running, and is the port free and open?"
-        ) from None
+    store = _open_store(rank, world_size, seconds, asked_to_stop)
     keys = {each: f"joined/{each}" for each in range(world_size)}
     store.set(keys[rank], f"host {socket.gethostname()}, process {os.getpid()}")
     began = time.monotonic()
@@ -72,6 +63,38 @@ def start_group(
         timeout=timedelta(seconds=2 * max(hang_seconds, START_SECONDS)),
         device_id=device if device.type == "cuda" else None,
     )
+
+
+def _open_store(rank: int, world_size: int, seconds: float, asked_to_stop: Callable[[], bool]) -> TCPStore:
+    """In a thread, for torch waits in C++ until rank 0 answers, and a rank that waits there hears no signal."""
+    listener = os.environ.pop(LISTENER, None)
+    fd = int(listener) if listener and rank == 0 else None
+    address, port, limit = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=seconds)
+    outcome: queue.SimpleQueue[TCPStore | Exception] = queue.SimpleQueue()
+
+    def open_store() -> None:
+        try:
+            outcome.put(
+                TCPStore(address, port, world_size, rank == 0, limit, wait_for_workers=False, master_listen_fd=fd)
+            )
+        except Exception as error:
+            outcome.put(error)
+
+    opener = threading.Thread(target=open_store, name="join", daemon=True)
+    opener.start()
+    while opener.is_alive():
+        opener.join(POLL_SECONDS)
+        if opener.is_alive() and asked_to_stop():
+            raise RuntimeError(f"asked to stop before rank {rank} reached rank 0 at {address}:{port}")
+    found = outcome.get_nowait()
+    if isinstance(found, dist.DistError):
+        raise RuntimeError(
+            f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} within {seconds:.0f} s "
+            f"({str(found).splitlines()[0]}); is it running, and is the port free and open?"
+        )
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _all_came(store: Store, keys: dict[int, str]) -> bool:

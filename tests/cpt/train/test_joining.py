@@ -47,6 +47,20 @@ def test_asked_to_stop_while_ranks_are_missing_it_does_not_wait_for_them() -> No
     assert time.monotonic() - began < 10
 
 
+def test_asked_to_stop_while_rank_0_does_not_answer_it_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # as the launcher holds it until rank 0 has come
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(silent.getsockname()[1]))
+        began = time.monotonic()
+        with pytest.raises(RuntimeError, match="asked to stop before rank 1 reached rank 0"):
+            join(rank=1, world_size=2, seconds=60, asked_to_stop=stop.is_set)
+        assert time.monotonic() - began < 10
+
+
 def test_a_rank_that_cannot_reach_rank_0_says_where_it_looked(port: int) -> None:
     with pytest.raises(RuntimeError, match=rf"rank 1 on .* cannot reach rank 0 at 127.0.0.1:{port} within 1 s"):
         join(rank=1, world_size=2, seconds=1)
