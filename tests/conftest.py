@@ -22,7 +22,10 @@ from unittest.mock import patch
 import pytest
 
 SEQ_LEN, VOCAB_SIZE = 32, 64
-LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE")
+LAUNCHER_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("CROSS_RANK", "CROSS_SIZE"),
+)
 Documents = Sequence[Sequence[int]]
 
 # Before anything imports torch: two test processes with a thread per core each wait for one another at every barrier,
@@ -212,3 +215,16 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
         return Workshop(folder)
 
     return made
+
+
+@pytest.fixture(scope="module")
+def outside_a_job() -> Iterator[None]:
+    """For lm_eval in this process, where earlier tests were ranks: accelerate takes what they left for a job."""
+    from accelerate.state import AcceleratorState
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in LAUNCHER_VARIABLES:
+            patched.delenv(name, raising=False)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
+        AcceleratorState._reset_state(reset_partial_state=True)

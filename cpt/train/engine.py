@@ -96,6 +96,8 @@ def _quieten() -> None:
 def stop_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+    if "RANK" not in os.environ:  # no launcher: the one that is there is ours, and looks like a job to what comes after
+        os.environ.pop("LOCAL_RANK", None)
     from deepspeed.utils import groups
 
     groups._WORLD_GROUP = None  # it keeps the destroyed group, and a second run in this process would be handed it

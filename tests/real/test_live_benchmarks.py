@@ -36,6 +36,7 @@ def suite_file(folder: Path) -> Path:
     return folder / "suite.yaml"
 
 
+@pytest.mark.usefixtures("outside_a_job")
 def test_a_suite_says_the_same_of_the_live_model_and_of_its_folder(tmp_path: Path) -> None:
     from cpt.config import ModelSection
     from cpt.data.place import Place

@@ -18,7 +18,7 @@ LIMIT = 60
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+def found(outside_a_job: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """Results by name."""
     from cpt.eval.harness_process import Request, run
 

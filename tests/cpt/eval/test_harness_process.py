@@ -15,6 +15,8 @@ from cpt.eval.harness_process import Request, run
 from cpt.eval.suite import LocalTask
 from cpt.problems import ConfigError
 
+pytestmark = pytest.mark.usefixtures("outside_a_job")
+
 
 def request(model: Path, scratch: Path, *entries: LocalTask, **fields: Any) -> Request:
     plain: dict[str, Any] = {"dtype": "fp32", "device": "cpu", "batch_size": 4, "seed": 1, "copying": False}

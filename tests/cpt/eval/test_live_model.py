@@ -39,7 +39,7 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, LiveModel, Scorer]]:
+def pair(outside_a_job: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, LiveModel, Scorer]]:
     """HFLM on the exported folder, and the live model with its scorer."""
     root = tmp_path_factory.mktemp("live")
     tokenizer = write_tokenizer(root / "tokenizer")
