@@ -124,10 +124,17 @@ def write_marker(folder: Path, files: Mapping[str, FileFacts]) -> None:
 
 
 def delete_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint, marker first: a deletion cut short leaves something that no one takes for complete."""
+    """Remove a checkpoint, marker first: a deletion cut short leaves something that no one takes for complete. Another
+    process may be removing it just now: a pilot its older ones, and the planner what no branch waits for.
+    """
+
+    def unless_gone(function: object, path: str, raised: tuple[object, BaseException, object]) -> None:
+        if not isinstance(raised[1], FileNotFoundError):
+            raise raised[1]
+
     (folder / COMPLETE).unlink(missing_ok=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, onerror=unless_gone)
 
 
 def reduce_to_weights(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from cpt.checkpoint.marker import COMPLETE, is_usable
+from cpt.checkpoint.marker import COMPLETE, delete_checkpoint, is_usable
 from cpt.config import ConfigError, Problem, RunConfig, to_yaml, validate
 from cpt.plan import Plan, read_plan, write_plan
 from cpt.planner.pilots import Grid, Pilot
@@ -181,10 +181,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _drop(folder: Path, *, keep_meta: bool) -> None:
-    (folder / COMPLETE).unlink(missing_ok=True)  # first: what is cut short here must not be taken for complete
     if not keep_meta:
-        shutil.rmtree(folder)
+        delete_checkpoint(folder)
         return
+    (folder / COMPLETE).unlink(missing_ok=True)  # first: what is cut short here must not be taken for complete
     for path in folder.iterdir():
         if path.name != "meta.json":
-            path.unlink()
+            path.unlink(missing_ok=True)
