@@ -476,7 +476,7 @@ def test_the_predicted_size_is_the_size_on_disk(
 def test_deletion_takes_the_marker_first_so_that_a_cut_leaves_nothing_that_looks_complete(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(path: Path) -> None:
+    def killed(path: Path, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(marker.shutil, "rmtree", killed)
