@@ -11,7 +11,7 @@ items. (Unscreened, one subset of each phenomenon, the base is right on 51%, and
 Training is skipped where the folder holds it from a call before.
 
 Bars: without replay, accuracy on BLiMP and the loss on en_tinystories get worse significantly, and compare and report
-name it; with replay each is within noise, or small: under a fifth of what is lost without.
+name it in their words and figures; with replay each is within noise, or small: under a fifth of what is lost without.
 Needs ../shared/data, or CPT_SHARED_DATA.
 """
 
@@ -143,10 +143,13 @@ def judge(runs: dict[str, dict[str, Any]], verdict: list[str]) -> dict[str, bool
     def small(name: str) -> bool:
         return abs(kept[name]["value"]) < SMALL * abs(lost[name]["value"])
 
+    of_lost = " ".join(line for line in verdict if "no_replay: " in line)
+    accuracy = f"{lost['blimp']['before']:.1%} to {lost['blimp']['after']:.1%}"
     return {
         "blimp_drops_without_replay": lost["blimp"]["word"] == "drop",
         "stories_drop_without_replay": lost["en_tinystories"]["word"] == "drop",
-        "report_names_the_drop": any("no_replay" in line for line in verdict),
+        "report_names_the_rise_of_the_loss": f"no_replay: {lost['en_tinystories']['value']:.3f} nats" in of_lost,
+        "report_calls_blimp_what_compare_does": f"{lost['blimp']['word']})" in of_lost and accuracy in of_lost,
         "blimp_with_replay_within_noise_or_small": kept["blimp"]["word"] == "within noise" or small("blimp"),
         "stories_with_replay_within_noise_or_small": kept["en_tinystories"]["word"] != "drop"
         or small("en_tinystories"),

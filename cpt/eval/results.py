@@ -230,11 +230,6 @@ def _fault(error: ValidationError) -> str:
     return f"not the results of a suite ({field + ': ' if field else ''}{found[0]['msg']:.200})"
 
 
-def read_suite_records(folder: Path) -> list[SuiteRecord]:
-    """All records of one suite by step; an absent folder holds none. Raises DataError for the first unreadable one."""
-    return sorted((read_suite_record(path) for path in folder.glob("step_*.json")), key=lambda record: record.step)
-
-
 def read_suite_results(folder: Path, step: int | None = None) -> SuiteResults | None:
     """What a suite found after ``step``, by default on the last checkpoint measured; None where it measured none.
 

@@ -48,9 +48,9 @@ def task_table(runs: Sequence[Summary], outcomes: Outcomes, suite: str) -> Table
     dull |= {TRUNCATED} if all(row.values[TRUNCATED] == 0 for row in rows) else set()
     dull |= {OVERLAPPING, WITHOUT} if all(row.values[OVERLAPPING] == 0 for row in rows) else set()
     kept = [place for place in range(len(HEAD)) if place not in dull]
-    shown = tuple(_only(row, kept) for row in rows)
+    shown = tuple(row.only(kept) for row in rows)
     notable = [row for row in rows if row.cells[VERDICT] in ("drop", "gain") or row.cells[GROUP] == WHOLE]
-    brief = tuple(_only(row, kept) for row in notable)
+    brief = tuple(row.only(kept) for row in notable)
     note = (
         "The last checkpoint against the base, on the same items: paired bootstrap, p corrected for all tasks, or "
         "all groups, of this table (Holm). Differences of accuracies in percentage points."
@@ -67,10 +67,6 @@ def task_table(runs: Sequence[Summary], outcomes: Outcomes, suite: str) -> Table
         choose=tuple(number for number, place in enumerate(kept) if place in (RUN, GROUP, VERDICT)),
         brief=brief if len(rows) > MOST_ROWS else None,
     )
-
-
-def _only(row: Row, kept: Sequence[int]) -> Row:
-    return Row(tuple(row.cells[i] for i in kept), values=tuple(row.values[i] for i in kept), run=row.run)
 
 
 def _task_row(label: str, number: int, row: Compared, *, group: bool) -> Row:

@@ -43,9 +43,7 @@ def diff_table(runs: Sequence[Summary], outcomes: Outcomes, suite: str) -> Table
         return None
     head = ("Run", "Task", "Subset", "Items", "Right before", "Right now", "Forgotten", "Learned", "Net")
     kept = [i for i in range(len(head)) if not (i == 0 and len(runs) == 1) and not (i == 2 and _same(rows, i))]
-    shown = tuple(
-        Row(tuple(row.cells[i] for i in kept), values=tuple(row.values[i] for i in kept), run=row.run) for row in rows
-    )
+    shown = tuple(row.only(kept) for row in rows)
     note = (
         "Forgotten: right before and wrong now. Learned: the other way. Counts, not tests: the table above has those."
     )

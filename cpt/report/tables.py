@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cpt.report.collect import Evaluation, Event, SourceEval, setting
@@ -39,6 +39,10 @@ class Row:
     heading: bool = False
     values: tuple[float | None, ...] = ()
     run: int = -1
+
+    def only(self, kept: Sequence[int]) -> "Row":
+        """The line without the other columns; call it where every cell has its entry in ``values``."""
+        return replace(self, cells=tuple(self.cells[i] for i in kept), values=tuple(self.values[i] for i in kept))
 
 
 @dataclass(frozen=True)

@@ -118,10 +118,10 @@ def test_the_losses_are_the_same_bits_with_benchmarks_and_without(shop: Workshop
 
 
 def test_results_lie_where_cpt_eval_puts_them_for_the_asked_steps_and_the_base(shop: Workshop) -> None:
-    from cpt.eval.results import read_items, read_suite_records, read_texts
+    from cpt.eval.results import read_items, read_suite_record, read_texts
 
     folder = shop.run_dir("whole") / "evals/tiny"
-    records = read_suite_records(folder)
+    records = [read_suite_record(path) for path in sorted(folder.glob("step_*.json"))]
     assert [each.step for each in records] == list(MEASURED)
     assert all(each.tokens_seen == each.step * 256 and each.weights_hash is None for each in records)
     assert {name: task.items for name, task in records[0].tasks.items()} == {"pairs": 11, "letters": 9, "texts": 4}

@@ -16,7 +16,7 @@ import pytest
 from cpt.checkpoint.marker import is_usable
 from cpt.checkpoint.retention import read_pins, survey
 from cpt.eval.claims import holder_of
-from cpt.eval.results import read_suite_records
+from cpt.eval.results import read_suite_record
 from cpt.rundir import RunDir, step_name
 
 Workshop = Any  # the fixtures of tests/conftest.py
@@ -107,7 +107,7 @@ def test_three_watchers_share_a_training_and_a_killed_one_costs_nothing(
     assert [code for _, code in told] == [0, 0], told
 
     left = survey(rundir.checkpoints)
-    records = read_suite_records(rundir.evals / "tiny")
+    records = [read_suite_record(path) for path in (rundir.evals / "tiny").glob("step_*.json")]
     found = [record.step for record in records]
     assert set(left) <= set(found)  # what is there was evaluated
     ended = Counter(line.split()[2] for line in log.read_text().splitlines() if line.split()[1] == "end")
