@@ -11,7 +11,7 @@ from cpt.data.sampler import epochs_seen, tokens_seen
 from cpt.plan import read_plan
 from cpt.planner.wording import amount
 from cpt.prepare import Prepared
-from cpt.report.tables import duration
+from cpt.report.cells import duration
 from cpt.rundir import DataError, RunDir
 from cpt.runfolder import field_changes
 from cpt.train.schedules import learning_rates

@@ -15,11 +15,11 @@ from cpt.eval.results import is_accuracy
 from cpt.eval.retention import DOMAIN
 from cpt.eval.significance import Difference
 from cpt.eval.stability import Course, Stability, measure_stability
+from cpt.report.cells import NO_VALUE, Row, Table
 from cpt.report.outcomes import Outcomes, Point, Points
 from cpt.report.plot_svg import plot_chart
 from cpt.report.plots import Axis, Chart, Plot, Series
 from cpt.report.summary import Summary
-from cpt.report.tables import NO_VALUE, Row, Table
 from cpt.report.verdict import interval_text
 
 TWO_ERRORS = 2.0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpt.report import tables
 from cpt.report.bars import Bar, Part, stacked_bars
 from cpt.report.benchmark_views import accuracy_charts
+from cpt.report.cells import duration
 from cpt.report.goodput_views import goodput_chart
 from cpt.report.guard_marks import event_marks, told_marks
 from cpt.report.outcomes import Outcomes
@@ -126,7 +126,7 @@ def throughput(runs: Sequence[Summary]) -> Chart | None:
 def time_split(runs: Sequence[Summary]) -> Chart | None:
     """A bar per run of the share of time that each phase took."""
     drawn = [(item.label, item.share_by_phase, sum(item.seconds_by_phase.values())) for item in runs]
-    bars = [Bar(label, shares, note=tables.duration(seconds)) for label, shares, seconds in drawn if shares]
+    bars = [Bar(label, shares, note=duration(seconds)) for label, shares, seconds in drawn if shares]
     if not bars:
         return None
     parts = {key: part for key, part in PHASE_PARTS.items() if any(bar.shares.get(key, 0.0) > 0 for bar in bars)}

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from cpt.report.cells import NO_VALUE, Row, Table, duration, percent
 from cpt.report.summary import Summary, scaled, signed
-from cpt.report.tables import NO_VALUE, Row, Table, duration, percent
 from cpt.report.verdict import Overview, interval_text
 
 MOST_SETTINGS = 60

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from cpt.report.bars import Bar, Part, stacked_bars
+from cpt.report.cells import NO_VALUE, Row, Table, duration, percent
 from cpt.report.goodput import CAUSES, Goodput
 from cpt.report.plots import Chart
 from cpt.report.reading import count
 from cpt.report.summary import Summary, plain
-from cpt.report.tables import NO_VALUE, Row, Table, duration, percent
 
 WORDS = {
     "training": "steps that counted",

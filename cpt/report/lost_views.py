@@ -6,9 +6,9 @@ from typing import Any
 
 from cpt.eval.document_texts import visible
 from cpt.eval.item_diff import Example, SubsetDiff
+from cpt.report.cells import NO_VALUE, Row, Table, percent
 from cpt.report.outcomes import Outcomes
 from cpt.report.summary import Summary, signed
-from cpt.report.tables import NO_VALUE, Row, Table, percent
 
 MOST_EXAMPLES = 24  # blocks of examples on a page: those that lost most
 LONGEST = 700  # characters of a prompt: its end, where the question stands

@@ -17,12 +17,12 @@ import numpy as np
 
 from cpt.plan import Group
 from cpt.recommendation import PromisePoint
+from cpt.report.cells import NO_VALUE, Row, Table, percent
 from cpt.report.collect import Evaluation, FloatArray, setting
 from cpt.report.plot_svg import plot_chart
 from cpt.report.plots import Axis, Chart, Plot, Series
 from cpt.report.reading import count
 from cpt.report.summary import Summary, plain, scaled
-from cpt.report.tables import NO_VALUE, Row, Table, percent
 
 SAME_TOKENS = 0.01  # a run is cut to whole steps: this near to the promise's ends still is inside its range
 SAME_BASE = 0.01  # relative difference of two losses of what should be one base on one text

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from cpt.report import promise, tables
 from cpt.report.benchmark_views import comparison_data
+from cpt.report.cells import with_content
 from cpt.report.collect import Change, collect_run
 from cpt.report.figures import Figures, build_figures
 from cpt.report.fleet import fleet_table, settings_table
@@ -169,9 +170,9 @@ def _fields(content: _Content) -> dict[str, Any]:
         "runs": [fleet_table(view), side_by_side] if is_many else [side_by_side],
         "sections": build_sections(view, content.outcomes, content.figures),
         "warnings": view.warnings,
-        "settings": tables.with_content([settings_table(view)]),
+        "settings": with_content([settings_table(view)]),
         "configs": [(item.label, item.run.config_text) for item in runs if item.run.config_text],
-        "environments": tables.with_content([tables.environment_table(item) for item in runs]),
+        "environments": with_content([tables.environment_table(item) for item in runs]),
     }
 
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from cpt.report import promise, tables
 from cpt.report.benchmark_views import stability_table, task_table
+from cpt.report.cells import Table, with_content
 from cpt.report.figures import Figures
 from cpt.report.goodput_views import goodput_table
 from cpt.report.lost_views import Block, diff_table, document_table, example_blocks
 from cpt.report.outcomes import Outcomes
 from cpt.report.plots import Chart
-from cpt.report.tables import Table, with_content
 from cpt.report.verdict import Overview
 
 FEWEST_EVENTS = 25  # of one run

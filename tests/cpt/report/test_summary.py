@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from cpt.report.cells import duration, percent
 from cpt.report.collect import collect_run
 from cpt.report.figures import time_split
 from cpt.report.summary import nats, scaled, signed, summarise, tokens_text
-from cpt.report.tables import cost_table, duration, percent
+from cpt.report.tables import cost_table
 from cpt.report.verdict import Overview, overview
 
 RunWriter = Callable[..., Path]
