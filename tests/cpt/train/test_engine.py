@@ -355,11 +355,12 @@ def test_state_swapped_to_files_trains_saves_and_resumes_like_state_in_memory(
     assert sum(file.stat().st_size for file in tmp_path.rglob("*.swp")) > 2**20
     state, expected = copied(engine), losses(expected_engine, range(2, 4))
     assert losses(engine, range(2, 4)) == expected
-    for where in ({"stage": 0}, {"stage": 3, "offload": "nvme", "nvme_dir": tmp_path / "again"}):
-        again = build(topology, **where, optimizer=optimizer, seed=1)
-        restore(again, state, again.parameter_shapes(), 2)
-        first, second = losses(again, range(2, 4))
-        assert first == pytest.approx(expected[0], rel=1e-6) and second == pytest.approx(expected[1], rel=1e-4)
+    again = build(topology, 3, optimizer=optimizer, offload="nvme", nvme_dir=tmp_path / "again", seed=1)
+    restore(again, state, again.parameter_shapes(), 2)
+    assert losses(again, range(2, 4)) == expected
+    elsewhere = build(topology, 0, optimizer=optimizer, seed=1)
+    restore(elsewhere, state, elsewhere.parameter_shapes(), 2)
+    assert losses(elsewhere, range(2, 4)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_a_machine_lacks_is_said_before_the_start(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
