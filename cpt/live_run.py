@@ -17,6 +17,7 @@ from cpt.train.guard import StopFlag
 from cpt.train.metrics import MetricsHook
 from cpt.train.phases import Phases, build_phases
 from cpt.train.profiling import StepProfiler
+from cpt.train.spikes import SpikeDetector
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Run:
     phases: Phases = field(init=False)
     saver: Saver = field(init=False)
     uploader: Uploader | None = None  # rank 0 alone copies checkpoints
+    detector: SpikeDetector = field(init=False)
     metrics: MetricsHook | None = None  # rank 0 alone writes metrics
     profiler: StepProfiler | None = None  # where a trace was asked for
     suite: LiveSuite | None = None  # rank 0 alone knows the benchmarks
@@ -40,6 +42,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.phases = build_phases(self.topology.device)
+        self.detector = SpikeDetector(self.config.guard.spike_sigma, tokens_per_row=self.prepared.plan.seq_len)
         self.saver = Saver(rank=self.topology.rank, world_size=self.topology.world_size)
         if (url := self.config.checkpoint.upload_to) and self.topology.rank == 0:
             self.uploader = Uploader(url, self.config.run.name)

@@ -25,7 +25,7 @@ from cpt.run_guard import watch_over
 from cpt.run_model import for_training, load_sharded
 from cpt.run_numbers import build_metrics, build_profiler, pairs_of
 from cpt.run_rehearsal import explaining_memory, rehearse
-from cpt.run_saving import close_saves, finish_saves, finish_uploads, save, upload_existing
+from cpt.run_saving import close_saves, finish_saves, finish_uploads, go_on_from, save, upload_existing
 from cpt.run_watch import watch_hooks
 from cpt.rundir import DataError, RunDir, write_atomic
 from cpt.runfolder import changed_fields, claim, settle
@@ -115,7 +115,7 @@ def _build(prepared: Prepared, topology: Topology, stop: StopFlag, *, resume: bo
     run.skipped.add(from_first(skipped_rows, world_size))  # a slow file system may show ranks another list
     first_step = checkpoint.meta.step if checkpoint else 0
     if checkpoint:
-        engine.restore(checkpoint.fill, optimizer_steps=checkpoint.meta.optimizer_steps)
+        go_on_from(run, checkpoint)
     verify_packing(engine.model, backend, vocab_size=vocab_size, device=topology.device)
     place = Place(topology.rank, topology.world_size, config.deepspeed.sequence_parallel)
     shared = share_rows(engine.model, backend, place, vocab_size=vocab_size, device=topology.device)

@@ -52,7 +52,7 @@ def build_guard(run: Run, lr_at: Callable[[int], float]) -> Guard:
         """Step ``step`` (from 1) is not in a warm-up, nor among the first of a stage."""
         return lr_at(step) <= lr_at(max(1, step - 1)) and not any(0 < step - b <= CENTRE_STEPS for b in borders)
 
-    return Guard(SpikeDetector(run.config.guard.spike_sigma, tokens_per_row=plan.seq_len), settled=settled)
+    return Guard(run.detector, settled=settled)
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,9 @@ class RowLoss:
 class Recovery:
     """Called with a bad step; answers with the step from which training goes on."""
 
-    def __init__(self, run: Run, loader: SkippingLoader, guard: Guard) -> None:
+    def __init__(self, run: Run, loader: SkippingLoader) -> None:
         self._run = run
         self._loader = loader
-        self._guard = guard
         self._attempts = 0  # without progress
         self._tries = 0  # of them, about the same place
         self._first_bad = 0  # step of that place
@@ -109,7 +108,6 @@ class Recovery:
         together(lambda: self._put_down(step), run.topology.world_size)
         if run.metrics:
             run.metrics.forget_after(step)
-        self._guard.detector.forget_after(step)
         self._tell(bad, to=step, new=new, seconds=time.perf_counter() - started)
         return StepInfo.before_training(step, tokens_seen=step * plan.global_batch_tokens)
 
@@ -127,6 +125,7 @@ class Recovery:
             meta, _ = restore_newest(self._run, at_most=at_most)
             if meta is None:
                 self._run.engine.restore(initial_state(self._run), optimizer_steps=0)
+                self._run.detector.go_back_to({})
             return meta.step if meta else 0
 
     def _put_down(self, step: int) -> None:
@@ -146,7 +145,7 @@ class Recovery:
             print(f"WARNING: {words}", file=sys.stderr, flush=True)
 
     def _give_up(self, bad: BadStep, rows: Sequence[SkippedRow], saved: Sequence[int]) -> NoReturn:
-        run, detector, rollbacks = self._run, self._guard.detector, self._attempts - 1
+        run, detector, rollbacks = self._run, self._run.detector, self._attempts - 1
         facts = {"reasons": bad.reasons, "rollbacks": rollbacks, "losses": detector.recent_losses()}
         run.event("guard_stop", bad.step, **facts, rows=[asdict(row) for row in rows[:SHOWN_ROWS]])
         words = diagnosis(run, bad, rows, detector=detector, saved=saved, rollbacks=rollbacks)
@@ -292,4 +291,4 @@ def watch_over(trainer: Trainer, run: Run, loader: SkippingLoader) -> None:
     stop_file = run.rundir.stop_file if run.topology.rank == 0 else None
     run.stop.also_at(file=stop_file, limit_seconds=run.config.guard.stop_after_seconds)
     trainer.guard = build_guard(run, trainer.job.lr_at)
-    trainer.recover = Recovery(run, loader, trainer.guard)
+    trainer.recover = Recovery(run, loader)

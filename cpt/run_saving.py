@@ -14,7 +14,7 @@ from cpt.announce import environment, model_config
 from cpt.checkpoint.agreed import from_first, newest_good
 from cpt.checkpoint.background import Saved
 from cpt.checkpoint.marker import is_usable
-from cpt.checkpoint.portable import CheckpointMeta
+from cpt.checkpoint.portable import Checkpoint, CheckpointMeta
 from cpt.checkpoint.retention import Policy, apply, decide, read_pins, survey
 from cpt.eval.claims import steps_being_evaluated
 from cpt.eval.records import read_evals
@@ -105,8 +105,14 @@ def restore_newest(run: Run, *, at_most: int | None = None) -> tuple[CheckpointM
     )
     if checkpoint is None:
         return None, skipped
-    run.engine.restore(checkpoint.fill, optimizer_steps=checkpoint.meta.optimizer_steps)
+    go_on_from(run, checkpoint)
     return checkpoint.meta, skipped
+
+
+def go_on_from(run: Run, checkpoint: Checkpoint) -> None:
+    """Put the engine and the guard where the run stood when it saved this. A collective call."""
+    run.engine.restore(checkpoint.fill, optimizer_steps=checkpoint.meta.optimizer_steps)
+    run.detector.go_back_to(checkpoint.meta.recent_steps)
 
 
 def upload_existing(run: Run) -> None:
@@ -218,4 +224,5 @@ def _meta(run: Run, info: StepInfo) -> CheckpointMeta:
         model_config=model_config(run.loaded),
         run_config=run.config.model_dump(mode="json"),
         written_by={**environment(run.topology), "zero_stage": run.config.deepspeed.zero_stage},
+        recent_steps=run.detector.history(),
     )

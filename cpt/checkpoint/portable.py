@@ -78,6 +78,9 @@ class CheckpointMeta:
     state_kinds: dict[str, list[str]] = field(
         default_factory=dict
     )  # by parameter, beside "param"; the writer's to fill
+    recent_steps: dict[str, list[tuple[int, float, float]]] = field(
+        default_factory=dict
+    )  # by series of the guard: (step, value, weight) of accepted steps; missing in checkpoints of earlier versions
     format_version: int = FORMAT_VERSION
 
 
@@ -258,7 +261,7 @@ def _read_meta(path: Path) -> CheckpointMeta:
     if raw.get("format_version") != FORMAT_VERSION:
         raise wrong_version(path, raw.get("format_version"))
     known = {entry.name for entry in fields(CheckpointMeta)}
-    if missing := sorted(known ^ set(raw)):
+    if missing := sorted(known ^ {*raw, "recent_steps"}):
         raise DataError(f"{path}: fields {missing} are missing or unknown")
     meta = CheckpointMeta(**raw)
     for name in ("tokens_by_source", "model_config", "run_config", "written_by"):
@@ -270,13 +273,16 @@ def _read_meta(path: Path) -> CheckpointMeta:
         raise DataError(f"{path}: steps, tokens and shapes must be whole numbers from 0; copy the checkpoint again")
     if any(not isinstance(kind, str) for kinds in _lists(path, "state_kinds", meta.state_kinds) for kind in kinds):
         raise DataError(f"{path}: state_kinds must hold words; copy the checkpoint again")
+    entries = [entry for held in _lists(path, "recent_steps", meta.recent_steps) for entry in held]
+    if not all(isinstance(entry, list) and [type(part) for part in entry] == [int, float, float] for entry in entries):
+        raise DataError(f"{path}: recent_steps must hold lists of step, value and weight; copy the checkpoint again")
     return meta
 
 
 def _lists(path: Path, name: str, value: object) -> list[list[Any]]:
     if isinstance(value, dict) and all(isinstance(entry, list) for entry in value.values()):
         return list(value.values())
-    raise DataError(f"{path}: {name} must hold a list for each parameter; copy the checkpoint again")
+    raise DataError(f"{path}: {name} must hold lists by name; copy the checkpoint again")
 
 
 def step_folders(checkpoints: Path) -> list[Path]:

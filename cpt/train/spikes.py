@@ -33,7 +33,10 @@ MIN_HISTORY = 24  # accepted values of a series before one is called a spike
 LOSS_FLOOR = 0.01  # of the centre
 NORM_FLOOR = 0.35  # of the natural logarithm: with 8 sigma a norm 16 times the usual one
 FEW_ROWS = 3.0
+LOSS_OF, BATCHES, NORMS = "loss of ", "excess of the batch", "log of the norm"  # the series of a history
 UNSETTLED = 2.0  # what sigma is multiplied by while the rate rises, and after a stage border
+
+History = dict[str, list[tuple[int, float, float]]]  # by series: (step, value, weight) of accepted steps, oldest first
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def upper_limit(
 class Recent:
     """The last accepted values of one series, with the step each belongs to."""
 
-    def __init__(self) -> None:
-        self._held: deque[tuple[int, float, float]] = deque(maxlen=WINDOW)
+    def __init__(self, history: Sequence[tuple[int, float, float]] = ()) -> None:
+        self._held: deque[tuple[int, float, float]] = deque(history, maxlen=WINDOW)
 
     @property
     def values(self) -> list[float]:
@@ -93,12 +96,11 @@ class Recent:
         return len(self._held) >= KNOWN_STEPS
 
     def add(self, step: int, value: float, weight: float = 1.0) -> None:
-        self._held.append((step, value, weight))
+        self._held.append((step, float(value), float(weight)))
 
-    def forget_after(self, step: int) -> None:
-        """Drop what was accepted after ``step``: those updates were undone."""
-        while self._held and self._held[-1][0] > step:
-            self._held.pop()
+    def history(self) -> list[tuple[int, float, float]]:
+        """(step, value, weight) of each, oldest first."""
+        return list(self._held)
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,7 @@ class SpikeDetector:
     tokens_per_row: int
 
     def __post_init__(self) -> None:
-        self._losses: dict[str, Recent] = {}
-        self._batches = Recent()
-        self._norms = Recent()
+        self.go_back_to({})
 
     def in_losses(self, sums: Mapping[str, float], counted: Mapping[str, int], *, settled: bool) -> dict[str, Spike]:
         """Spikes of mean losses, ``sums`` in nats / ``counted`` tokens, by source; where only the batch as a whole is
@@ -186,9 +186,18 @@ class SpikeDetector:
         if norm > 0.0:
             self._norms.add(step, math.log(norm))
 
-    def forget_after(self, step: int) -> None:
-        for recent in (*self._losses.values(), self._batches, self._norms):
-            recent.forget_after(step)
+    def history(self) -> History:
+        """What the next step is judged by: goes into a checkpoint, so that a run which goes on judges like one that
+        never stopped.
+        """
+        series = {LOSS_OF + name: recent.history() for name, recent in self._losses.items()}
+        return {**series, BATCHES: self._batches.history(), NORMS: self._norms.history()}
+
+    def go_back_to(self, history: History) -> None:
+        """Know these steps and no others; of an empty history none, as at the start of a run."""
+        self._losses = {n.removeprefix(LOSS_OF): Recent(held) for n, held in history.items() if n.startswith(LOSS_OF)}
+        self._batches = Recent(history.get(BATCHES, ()))
+        self._norms = Recent(history.get(NORMS, ()))
 
     def recent_norms(self) -> list[float]:
         """The newest accepted gradient norms, oldest first."""

@@ -13,9 +13,8 @@ from cpt import run_guard
 from cpt.data.skipping import SkippedRows
 from cpt.run_guard import Recovery, RowLoss, _undo_after, to_blame
 from cpt.rundir import RunDir, step_name
-from cpt.train.guard import BadStep, Guard, NonFiniteError
+from cpt.train.guard import BadStep, NonFiniteError
 from cpt.train.metrics import MetricsHook, Throughput
-from cpt.train.spikes import SpikeDetector
 from cpt.train.stepinfo import StepInfo
 
 
@@ -87,7 +86,7 @@ def test_what_undone_updates_left_is_taken_away_and_nothing_else(tmp_path: Path)
 
 def test_attempts_are_counted_anew_after_a_checkpoint_behind_the_last_bad_step() -> None:
     nothing: Any = None
-    recovery = Recovery(nothing, nothing, nothing)
+    recovery = Recovery(nothing, nothing)
 
     def counts(bad_step: int, newest: int) -> tuple[int, int, int]:
         recovery._count(bad_step, newest=newest)
@@ -117,12 +116,11 @@ def info(step: int) -> StepInfo:
 
 
 def test_what_was_collected_of_undone_updates_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a window counts them twice, and the detector measures by losses that no longer lie behind the run."""
-    sink, guard = Kept(), Guard(SpikeDetector(None, 1))
+    """Else a window counts them twice."""
+    sink = Kept()
     metrics = MetricsHook([sink], 10, Throughput(8, 0.0, 0.0, None), lambda step: {"web": 8 * step})
     for step in (5, 6, 7):
         metrics(info(step))
-        guard.accept(info(step))
     limits = SimpleNamespace(spike_sigma=None, max_rollbacks=3)
     run: Any = SimpleNamespace(
         prepared=SimpleNamespace(plan=SimpleNamespace(global_batch_tokens=8)),
@@ -138,10 +136,8 @@ def test_what_was_collected_of_undone_updates_is_forgotten(tmp_path: Path, monke
     monkeypatch.setattr(run_guard, "_saved_steps", lambda run: [5])
     monkeypatch.setattr(Recovery, "_go_back", lambda self, at_most: at_most)
     loader: Any = SimpleNamespace(global_rows=lambda step: [])
-    back = Recovery(run, loader, guard)(NonFiniteError(8, ["nan"], {"web": math.inf}), [])
+    back = Recovery(run, loader)(NonFiniteError(8, ["nan"], {"web": math.inf}), [])
     assert (back.step, back.tokens_seen) == (5, 40)
-    assert guard.detector.recent_losses() == {"web": [5.0]}
-    assert guard.detector.recent_norms() == pytest.approx([math.exp(5)])
     metrics(info(6))
     metrics.close()
     (record,) = sink.records

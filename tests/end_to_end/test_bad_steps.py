@@ -139,6 +139,17 @@ def test_a_spike_sends_the_run_back_and_its_rows_are_left_out(shop: Workshop, st
     assert losses[40] < losses[25] < losses[10]  # as if nothing had happened
 
 
+def test_a_run_that_goes_on_knows_a_spike_from_the_first_step(shop: Workshop) -> None:
+    assert shop.cpt("train", shop.run_file("went_on", SPIKY)).code == 0
+    run_dir = shop.run_dir("went_on")
+    shutil.rmtree(run_dir / "checkpoints/step_00000040")
+    with faults({"kind": "spike", "step": 32}):
+        done = shop.cpt("resume", run_dir)
+    assert done.code == 0, done.text
+    rollback = only(shop.events("went_on"), "rollback")
+    assert (rollback["step"], rollback["to"], rollback["num_rows"]) == (32, 30, 8)
+
+
 def test_an_update_that_broke_the_weights_is_left_out_at_the_second_attempt(shop: Workshop) -> None:
     with faults({"kind": "high_rate", "step": 33, "factor": 1000.0}):
         done = shop.cpt("train", shop.run_file("broken_weights", SPIKY))

@@ -233,10 +233,12 @@ def test_a_damaged_meta_file_is_refused_by_name(folder: Path, content: bytes, re
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"parameter_shapes": [1]}, "parameter_shapes must hold a list for each parameter"),
+        ({"parameter_shapes": [1]}, "parameter_shapes must hold lists by name"),
         ({"parameter_shapes": {"w": [-1]}}, "steps, tokens and shapes must be whole numbers from 0"),
         ({"step": "7"}, "steps, tokens and shapes must be whole numbers from 0"),
         ({"state_kinds": {"w": [1]}}, "state_kinds must hold words"),
+        ({"recent_steps": {"norm": [[1, "2"]]}}, "recent_steps must hold lists of step, value and weight"),
+        ({"recent_steps": {"norm": [[True, 2.0, 1.0]]}}, "recent_steps must hold lists of step, value and weight"),
         ({"written_by": []}, "written_by must be a JSON object"),
         ({"tokens_by_source": None}, "tokens_by_source must be a JSON object"),
     ],

@@ -1,6 +1,8 @@
 """Spikes are found, and noise, trends, re-warming and rare sources are not taken for them."""
 
+import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -10,7 +12,6 @@ from hypothesis import strategies as st
 from cpt.train.spikes import (
     MIN_HISTORY,
     WINDOW,
-    Recent,
     SpikeDetector,
     centre,
     noise,
@@ -144,17 +145,24 @@ def test_the_limit_follows_the_worked_example() -> None:
     assert upper_limit(losses[:5], [1.0] * 5, weight=1.0, sigma=8, floor=0.1) == math.inf
 
 
-def test_what_was_undone_is_forgotten() -> None:
-    recent = Recent()
-    for step in range(1, 11):
-        recent.add(step, float(step))
-    recent.forget_after(7)
-    assert recent.values == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
-    detector = SpikeDetector(8.0, ROW)
-    for step in range(1, 31):
-        detector.accept(step, {"web": float(step)}, {"web": 1}, 2.0)
-    detector.forget_after(20)
-    assert detector.recent_losses()["web"][-1] == 20.0 and len(detector.recent_norms()) == 16
+def test_a_detector_with_the_history_of_another_judges_like_it() -> None:
+    def taught(detector: SpikeDetector, steps: range) -> SpikeDetector:
+        for step in steps:
+            draw = random.Random(step)
+            detector.accept(step, {"web": draw.gauss(200, 2), "code": draw.gauss(90, 1)}, {"web": 100, "code": 60}, 2.0)
+        return detector
+
+    known = taught(SpikeDetector(8.0, ROW), range(1, 201))
+    stored = json.loads(json.dumps(known.history()))
+    other = taught(SpikeDetector(8.0, ROW), range(300, 310))
+    other.go_back_to(stored)
+    assert stored == json.loads(json.dumps(other.history())) and len(stored) == 4
+    taught(known, range(201, 230)), taught(other, range(201, 230))
+    bad = ({"web": 400.0, "code": 90.0}, {"web": 100, "code": 60})
+    assert known.in_losses(*bad, settled=True) == other.in_losses(*bad, settled=True) != {}
+    assert known.in_norm(500.0, settled=True) == other.in_norm(500.0, settled=True) != []
+    other.go_back_to({})
+    assert not other.in_losses(*bad, settled=True) and not other.in_norm(500.0, settled=True)
 
 
 def test_rows_that_stand_out_are_found_unless_they_are_most() -> None:
