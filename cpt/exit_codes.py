@@ -5,7 +5,7 @@
     2    the user can fix it
     3    the environment is at fault
     4    a gate was not met
-    143  stopped on request, after a complete save
+    143  stopped on request; what was trained is saved completely
 
 Refuses to judge exceptions: ``cpt.failures`` does.
 """

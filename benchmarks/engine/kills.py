@@ -109,7 +109,8 @@ def interrupt(folder: Path, run_file: Path, number: signal.Signals, moment: floa
         finished = (run / "events.jsonl").exists() and "finish" in (run / "events.jsonl").read_text()
         if codes != [0 if finished else 143] * WORLD:
             problems.append(f"exit codes {codes}")
-        if newest != (logged[-1] if logged else 0):
+        began = (run / "events.jsonl").exists()  # before that there is nothing to save
+        if began and newest != (logged[-1] if logged else 0):
             problems.append(f"the newest checkpoint is of step {newest}, the last step logged {logged[-1:]}")
     go_on = ["--resume", str(run)] if (run / "config.yaml").exists() else [str(run_file)]
     again = Ranks(go_on, WORLD, log).start().wait()

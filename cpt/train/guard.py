@@ -108,6 +108,10 @@ class StopFlag:
             signal.raise_signal(number)
 
 
+class AskedToStop(RuntimeError):
+    """A request to stop came before there was anything to save."""
+
+
 class BadStep(RuntimeError):
     """A step that must not stand. ``limits``: what the mean loss of the sources that gave it away must not exceed;
     empty where it was the gradient.

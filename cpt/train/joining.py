@@ -17,31 +17,48 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from cpt.train.guard import AskedToStop
 from cpt.train.heartbeat import START_SECONDS
 from launch.local.ranks import LISTENER
 
 POLL_SECONDS = 0.05
+TELL_SECONDS = 2.0  # that a rank which is asked to stop tries to reach the others and tell them
+ASKED, VERDICT, GO, STOP = "asked", "verdict", "go", "stop"  # in the store
 JOIN_SECONDS = 60.0  # at least: imports from a cold shared file system
 
 
 def join(*, rank: int, world_size: int, seconds: float, asked_to_stop: Callable[[], bool] = lambda: False) -> Store:
     """The store of the job at MASTER_ADDR and MASTER_PORT, once all ``world_size`` ranks have come.
 
+    Rank 0 alone says whether the job begins: a rank that left on its own while another began would be waited for.
+
     Raises:
-        RuntimeError: some have not come within ``seconds``, or before this rank was asked to stop; it names them, or
-            the host that cannot be reached.
+        AskedToStop: a rank was asked to stop before all had come; nobody has trained.
+        RuntimeError: some have not come within ``seconds``; it names them, or the host that cannot be reached.
     """
     store = _open_store(rank, world_size, seconds, asked_to_stop)
     keys = {each: f"joined/{each}" for each in range(world_size)}
-    store.set(keys[rank], f"host {socket.gethostname()}, process {os.getpid()}")
     began = time.monotonic()
-    while not _all_came(store, keys):
-        time.sleep(POLL_SECONDS)
-        waited = time.monotonic() - began
-        if asked_to_stop():  # nobody has trained, so there is nothing to save
-            raise RuntimeError(f"asked to stop before all ranks were there: {_missing(store, keys, waited)}")
-        if waited >= seconds:
-            raise RuntimeError(_missing(store, keys, waited))
+    try:
+        store.set(keys[rank], f"host {socket.gethostname()}, process {os.getpid()}")
+        while not store.check([VERDICT]):  # the store's own waiting prints a warning a second, which reads like a fault
+            if asked_to_stop():
+                store.set(ASKED, "")
+            if rank == 0 and (store.check([ASKED]) or all(store.check([key]) for key in keys.values())):
+                store.set(VERDICT, STOP if store.check([ASKED]) else GO)
+            elif time.monotonic() - began >= seconds:
+                raise RuntimeError(_missing(store, keys, time.monotonic() - began))
+            else:
+                time.sleep(POLL_SECONDS)
+        if store.get(VERDICT).decode() == STOP:
+            if rank == 0:
+                time.sleep(10 * POLL_SECONDS)  # the store ends with this rank; the others have yet to read from it
+            raise AskedToStop(f"asked to stop before all {world_size} ranks were there; nothing was trained")
+    except dist.DistError as error:
+        if asked_to_stop():
+            raise AskedToStop(f"asked to stop before all {world_size} ranks were there, as was rank 0") from None
+        left = f"rank 0 has left before all {world_size} ranks came ({error}); see its output"
+        raise RuntimeError(left) from None
     return PrefixStore("job", store)
 
 
@@ -82,10 +99,11 @@ def _open_store(rank: int, world_size: int, seconds: float, asked_to_stop: Calla
 
     opener = threading.Thread(target=open_store, name="join", daemon=True)
     opener.start()
-    while opener.is_alive():
+    while opener.is_alive() and not asked_to_stop():
         opener.join(POLL_SECONDS)
-        if opener.is_alive() and asked_to_stop():
-            raise RuntimeError(f"asked to stop before rank {rank} reached rank 0 at {address}:{port}")
+    opener.join(TELL_SECONDS)
+    if opener.is_alive():
+        raise AskedToStop(f"asked to stop before rank {rank} reached rank 0 at {address}:{port}")
     found = outcome.get_nowait()
     if isinstance(found, dist.DistError):
         raise RuntimeError(
@@ -97,19 +115,8 @@ def _open_store(rank: int, world_size: int, seconds: float, asked_to_stop: Calla
     return found
 
 
-def _all_came(store: Store, keys: dict[int, str]) -> bool:
-    """Asked again and again: the store's own waiting prints a warning a second, which reads like a fault."""
-    try:
-        return all(store.check([key]) for key in keys.values())
-    except dist.DistError as error:
-        raise RuntimeError(f"rank 0 has left before all {len(keys)} ranks came ({error}); see its output") from None
-
-
 def _missing(store: Store, keys: dict[int, str], seconds: float) -> str:
-    try:
-        came = {rank: store.get(key).decode() for rank, key in keys.items() if store.check([key])}
-    except dist.DistError:  # rank 0 left first, and with it the store
-        return f"not all of {len(keys)} ranks joined within {seconds:.0f} s; rank 0 says which"
+    came = {rank: store.get(key).decode() for rank, key in keys.items() if store.check([key])}
     missing = ", ".join(str(rank) for rank in keys if rank not in came)
     shown = "; ".join(f"rank {rank}: {place}" for rank, place in list(came.items())[:8])
     return (

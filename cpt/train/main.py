@@ -40,11 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     end_with_launcher()
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    from cpt.train.guard import StopFlag
+    from cpt.train.guard import AskedToStop, StopFlag
 
     stop = StopFlag(seconds_before=seconds_before())
     stop.install()  # before anything slow, so that a signal during start-up is obeyed too
     from cpt.config import ConfigError, load_config
+    from cpt.exit_codes import EXIT_STOPPED
     from cpt.failures import explain
     from cpt.run import train
     from cpt.rundir import RunDir
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = read_run_config(options.resume, options.overrides)
         return train(config, resume=bool(options.resume), stop=stop, profile_steps=options.profile)
     except Exception as error:
-        code, message = explain(error)
+        code, message = (EXIT_STOPPED, str(error)) if isinstance(error, AskedToStop) else explain(error)
         rank = os.environ.get("RANK", "0")
         if rank == "0" or not isinstance(error, ConfigError):  # a config is the same on every rank, a bad row is not
             # In one write: unbuffered, print() sends the newline by itself, and another rank's line comes between.

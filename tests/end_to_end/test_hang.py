@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 Workshop = Any  # the fixtures of tests/conftest.py
@@ -55,16 +56,33 @@ def test_a_stopped_rank_is_named_and_killed_and_the_run_goes_on_to_its_end(works
     assert list(workshop.losses("hung")) == list(range(1, STEPS + 1))
 
 
-def test_without_a_launcher_that_sees_it_the_survivor_of_a_killed_rank_ends_and_names_it(workshop: Workshop) -> None:
-    """As on another host: nobody but the collectives and the heartbeats can tell."""
-    workshop.stores()
-    run_file = workshop.run_file("lost", FIELDS)
+def start_ranks(workshop: Workshop, run_file: Path, *ranks: int) -> list[Any]:
+    """These of two ranks, each on its own, without a launcher."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     place = ["env", "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={port}", "WORLD_SIZE=2", "LOCAL_WORLD_SIZE=2"]
     command = [sys.executable, "-m", "cpt.train.main", str(run_file)]
-    ranks = [workshop.start_command([*place, f"RANK={rank}", f"LOCAL_RANK={rank}", *command]) for rank in (0, 1)]
+    return [workshop.start_command([*place, f"RANK={rank}", f"LOCAL_RANK={rank}", *command]) for rank in ranks]
+
+
+def test_sigterm_while_a_rank_waits_for_another_ends_it_as_any_stop_does(workshop: Workshop) -> None:
+    workshop.stores()
+    (rank,) = start_ranks(workshop, workshop.run_file("early", FIELDS), 0)
+    threads = Path(f"/proc/{rank.pid}/task")
+    while rank.poll() is None and not any("tcpstore" in (each / "comm").read_text() for each in threads.iterdir()):
+        time.sleep(0.05)
+    rank.terminate()
+    code, out = end_of(rank)
+    assert code == 143 and "asked to stop before all 2 ranks were there; nothing was trained" in out, out
+    assert not workshop.run_dir("early").exists()
+
+
+def test_without_a_launcher_that_sees_it_the_survivor_of_a_killed_rank_ends_and_names_it(workshop: Workshop) -> None:
+    """As on another host: nobody but the collectives and the heartbeats can tell."""
+    workshop.stores()
+    run_file = workshop.run_file("lost", FIELDS)
+    ranks = start_ranks(workshop, run_file, 0, 1)
     workshop.wait_for_step("lost", 3, ranks[0])
     killed = time.monotonic()
     ranks[1].kill()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cpt.train.guard import AskedToStop
 from cpt.train.joining import join
 
 
@@ -42,9 +43,28 @@ def test_asked_to_stop_while_ranks_are_missing_it_does_not_wait_for_them() -> No
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="asked to stop before all ranks were there: rank 1 of 2 did not join"):
+    with pytest.raises(AskedToStop, match="asked to stop before all 2 ranks were there"):
         join(rank=0, world_size=2, seconds=60, asked_to_stop=stop.is_set)
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.usefixtures("port")
+@pytest.mark.parametrize("asked", range(3))
+def test_where_one_rank_is_asked_to_stop_all_leave_together(asked: int) -> None:
+    """Those that were not told would wait for it."""
+
+    def outcome(rank: int) -> str:
+        try:
+            join(rank=rank, world_size=3, seconds=30, asked_to_stop=lambda: rank == asked)
+        except AskedToStop as stopped:
+            return str(stopped)
+        return "began"
+
+    with ThreadPoolExecutor() as threads:
+        others = [threads.submit(outcome, rank) for rank in range(3) if rank != asked]
+        time.sleep(0.3)  # they wait for the third
+        found = {outcome(asked), *(each.result() for each in others)}
+    assert all(words.startswith("asked to stop before") for words in found)
 
 
 def test_asked_to_stop_while_rank_0_does_not_answer_it_does_not_wait_for_it(
@@ -56,7 +76,7 @@ def test_asked_to_stop_while_rank_0_does_not_answer_it_does_not_wait_for_it(
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", str(silent.getsockname()[1]))
         began = time.monotonic()
-        with pytest.raises(RuntimeError, match="asked to stop before rank 1 reached rank 0"):
+        with pytest.raises(AskedToStop, match="asked to stop before rank 1 reached rank 0"):
             join(rank=1, world_size=2, seconds=60, asked_to_stop=stop.is_set)
         assert time.monotonic() - began < 10
 
