@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from difflib import get_close_matches
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -33,9 +34,10 @@ class RunByDefault(TyperGroup):
     """`cpt launch RUN.yaml ...` is `cpt launch run RUN.yaml ...`, and of a pilot file `cpt launch pilots ...`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        is_named = not args or args[0] in self.commands or args[0] == "--help"
-        if is_named:
+        if not args or args[0] in self.commands or args[0] == "--help":
             return super().parse_args(ctx, args)
+        if get_close_matches(args[0], self.commands) and not Path(args[0]).exists():
+            return super().parse_args(ctx, args)  # a verb that is misspelt, which it says
         from cpt.launch_pilots import is_pilot_file
 
         files = (arg for before, arg in pairwise(["", *args]) if arg[:1] != "-" and before != "--cluster")

@@ -74,9 +74,9 @@ class RunDir:
 
 
 def note_event(name: str, step: int, rundir: RunDir, **details: object) -> None:
-    """Add a line to events.jsonl."""
+    """Add a line to events.jsonl, which must be no link."""
     line = {"time": time.time(), "step": step, "event": name, **details}
-    with rundir.events.open("a", encoding="utf-8") as file:
+    with open(rundir.events, "a", encoding="utf-8", opener=_no_link) as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -88,9 +88,15 @@ def read_events(rundir: RunDir) -> list[dict[str, Any]]:
         OSError: the file is there and cannot be read now.
     """
     try:
-        return parse_lines(rundir.events.read_bytes())
+        with open(rundir.events, "rb", opener=_no_link) as file:
+            return parse_lines(file.read())
     except FileNotFoundError:  # nothing was noted yet
         return []
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Whoever may write to the run folder must not lead what is noted into another file, nor hold a reader up."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def parse_lines(raw: bytes) -> list[dict[str, Any]]:

@@ -22,7 +22,11 @@ from launch.hostfile import Host, choose_hosts, parse_hosts, read_hostfile
 
 ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-SECRET = re.compile(r"(SECRET|TOKEN|PASSW(?:OR)?D|PASSPHRASE|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_KEY)", re.IGNORECASE)
+SECRET = re.compile(
+    r"SECRET|TOKEN(?!IZ)|PASSW(?:OR)?D|PASSPHRASE|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_KEY|CONNECTION_STRING"
+    r"|(?:^|_)(?:AUTH|DSN|KEY|PASS|PAT)$",
+    re.IGNORECASE,
+)
 
 
 def _variable(name: str) -> str:
@@ -185,7 +189,9 @@ def exported(cluster: Cluster, shell: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in shell.items()
-        if any(fnmatchcase(name, each) for each in cluster.export) and not SECRET.search(name)
+        if any(fnmatchcase(name, each) for each in cluster.export)
+        and VARIABLE.fullmatch(name)  # lists of names and files of lines would be read otherwise
+        and not SECRET.search(name)
     }
 
 

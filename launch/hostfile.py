@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cpt.problems import ConfigError, Problem
 
+MOST_SLOTS = 1024  # of a host; each is held as a number
 LINE = re.compile(r"(?P<name>\S+)(?:\s+slots=(?P<slots>\S*))?(?:\s+(?P<rest>.*))?", re.DOTALL)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 NAME_RULE = "is no plain host name (letters, digits, . _ -)"
@@ -77,11 +78,15 @@ def _parse(where: str, line: str, slots: int | None) -> Host | Problem:
         return Problem(where, name, NAME_RULE, NAME_FIX)
     if rest or (stated is None and slots is None):
         return Problem(where, line, "must be `name slots=N`", "N ranks run on it: its GPUs, or 1 and more without any")
-    if stated is not None and not (stated.isascii() and stated.isdecimal() and int(stated) > 0):
-        return Problem(where, line, "slots must be a whole number from 1 up")
-    if stated is not None and slots is not None and int(stated) != slots:
+    number = slots or 0
+    if stated is not None:
+        is_short = stated.isascii() and stated.isdecimal() and len(stated) <= len(str(MOST_SLOTS))
+        number = int(stated) if is_short else 0
+    if not 1 <= number <= MOST_SLOTS:
+        return Problem(where, line, f"slots must be a whole number from 1 to {MOST_SLOTS:,}")
+    if slots is not None and number != slots:
         return Problem(where, line, f"processes_per_host says {slots}", "state one of the two")
-    return Host(name, tuple(range(int(stated or slots or 0))))
+    return Host(name, tuple(range(number)))
 
 
 def choose_hosts(hosts: Sequence[Host], *, include: str = "", exclude: str = "") -> tuple[Host, ...]:

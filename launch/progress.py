@@ -13,25 +13,29 @@ import yaml
 
 from cpt.heartbeats import Beat, read_beats
 from cpt.rundir import RunDir, parse_lines
-from launch.run_folder import newest_step
+from launch.run_folder import newest_step, plain_file
 
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 12.0  # ranks write every 5 s at most, and a shared file system may be late
 LAST_EVENTS = 5
 TAIL_BYTES = 1 << 16
+LARGEST = 1e18  # of steps and tokens/s: beyond it a line is damaged
 
 
 def progress(run_dir: Path, *, sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
     """Step of steps, tokens/s, newest checkpoint, hosts with their ranks, the last events; waits while a rank that
     should be running shows no life, for some seconds.
+
+    Raises:
+        DataError: a link or a pipe stands where a file of the run should.
     """
-    rundir = RunDir(run_dir)
+    rundir = RunDir(run_dir.resolve())  # itself it may be a link
     record: dict[str, Any] = next(reversed(_tail(rundir.metrics)), {})
     return {
         "run_dir": str(run_dir),
-        "step": record.get("step"),
+        "step": _number(record.get("step")),
         "num_steps": _num_steps(rundir.config),
-        "tokens_per_second": record.get("tokens_per_second"),
+        "tokens_per_second": _number(record.get("tokens_per_second")),
         "checkpoint": newest_step(run_dir),
         "hosts": _hosts(rundir.heartbeats, sleep),
         "events": [_shortened(event) for event in _tail(rundir.events)[-LAST_EVENTS:]],
@@ -42,8 +46,13 @@ def _num_steps(config: Path) -> int | None:
     try:
         train = yaml.safe_load(config.read_text(encoding="utf-8"))["train"]
         return int(train["tokens"]) // int(train["global_batch_tokens"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (OSError, yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError, ArithmeticError):
         return None
+
+
+def _number(value: object) -> int | float | None:
+    """None for what no run writes there: a damaged line must not hide all else."""
+    return value if isinstance(value, int | float) and abs(value) < LARGEST else None
 
 
 def _hosts(folder: Path, sleep: Callable[[float], None]) -> dict[str, dict[str, Any]]:
@@ -77,7 +86,7 @@ def _host(beats: list[Beat], silent: set[int]) -> dict[str, Any]:
 def _tail(path: Path) -> list[dict[str, Any]]:
     """The last lines that can be read, oldest first."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=plain_file) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
             last = file.read()

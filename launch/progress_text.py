@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 SHOWN = 3  # of an event's details
+HOST = ("host", "ranks", "step", "phase", "state")
+POD = ("pod", "node", "phase", "reason", "exit_code", "restarts")  # what Kubernetes says of a host
 
 
 def render_progress(facts: Mapping[str, Any]) -> RenderableType:
@@ -26,18 +28,28 @@ def render_progress(facts: Mapping[str, Any]) -> RenderableType:
         + (f", {rate:,.0f} tokens/s" if rate else ""),
         f"{'checkpoint':<12}{f'step {checkpoint:,}' if checkpoint is not None else 'none yet'}",
     ]
-    table = Table(show_edge=False, pad_edge=False)
-    for title in ("host", "ranks", "step", "phase", "state"):
-        table.add_column(title, overflow="fold")
-    for host, told in facts["hosts"].items():
-        table.add_row(host, _ranks(told["ranks"]), f"{told['step']:,}", told["phase"], _state(told))
+    pods = [each for each in launch.get("hosts", ()) if isinstance(each, dict)]
+    pod_rows = [["" if pod[key] is None else str(pod[key]) for key in POD] for pod in pods]
+    rows = [
+        [host, _ranks(told["ranks"]), f"{told['step']:,}", told["phase"], _state(told)]
+        for host, told in facts["hosts"].items()
+    ]
     events = [_event(event) for event in facts["events"]]
     parts: list[RenderableType] = [Text("\n".join(lines))]
-    if facts["hosts"]:
-        parts += [Text(""), table]
+    for titles, table in ((POD, pod_rows), (HOST, rows)):
+        parts += [Text(""), _table(titles, table)] if table else []
     if events:
         parts.append(Text("\n".join(["", "last events:", *events])))
     return Group(*parts)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    for title in titles:
+        table.add_column(title.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _state(told: Mapping[str, Any]) -> str:
@@ -50,8 +62,15 @@ def _ranks(ranks: Sequence[int]) -> str:
     return f"{ranks[0]} to {ranks[-1]}" if is_row else ", ".join(map(str, ranks))
 
 
+def _when(seconds: Any) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (TypeError, ValueError, OverflowError, OSError):  # a damaged line
+        return "when?"
+
+
 def _event(event: Mapping[str, Any]) -> str:
-    when = datetime.fromtimestamp(event.get("time", 0), UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     rest = [(name, value) for name, value in event.items() if name not in ("time", "step", "event")]
     told = ", ".join(f"{name} {value}" for name, value in rest[:SHOWN])
-    return f"  {when}  step {event.get('step', 0)}  {event.get('event')}" + (f": {told}" if told else "")
+    head = f"  {_when(event.get('time'))}  step {event.get('step', 0)}  {event.get('event')}"
+    return f"{head}: {told}" if told else head

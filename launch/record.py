@@ -69,17 +69,17 @@ def read_record(run_dir: Path) -> Launched:
         _check(launched)
     except FileNotFoundError:
         raise DataError(f"{path}: not there; the run was not started by `cpt launch`") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error}); look for the job by hand") from None
     return launched
 
 
 def _check(launched: Launched) -> None:
     """Raises an error for what ``write_record`` did not write: a record may be damaged, or somebody else's."""
-    texts: list[Any] = [launched.log, *launched.hosts]
+    texts: list[Any] = [launched.log, *launched.hosts, *launched.details.values()]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("log or hosts is no text")
-    datetime.fromisoformat(launched.started)
+        raise ValueError("log, hosts or details are no text")
+    datetime.fromisoformat(launched.started).timestamp()
     if launched.kind not in SHAPES:
         raise ValueError(f"kind is {launched.kind!r}")
     told = {**launched.details, "id": launched.id}

@@ -1,4 +1,4 @@
-"""What one host answers when it is called (``python -m launch.hosts.answer``): where it is, and that nothing is left.
+"""What one host answers when it is called (``python -m launch.hosts.answer RUN_DIR``): its place, and nothing is left.
 
 What a start has left here, ranks and DeepSpeed's launchers, is known by a variable that all of it was given (``TAG``),
 so that no other job of this user is touched. Processes of another network namespace belong to another host. Imports
@@ -29,13 +29,10 @@ class Present:
     ended: int
 
 
-def answer(run_dir: str | None) -> Present:
-    """What this host says."""
+def addresses() -> dict[str, str]:
+    """IPv4, by network interface."""
     found = psutil.net_if_addrs()
-    addresses = {
-        name: each.address for name, entries in found.items() for each in entries if each.family == socket.AF_INET
-    }
-    return Present(addresses, os.cpu_count() or 1, end_leftovers(run_dir) if run_dir else 0)
+    return {name: each.address for name, entries in found.items() for each in entries if each.family == socket.AF_INET}
 
 
 def end_leftovers(run_dir: str) -> int:
@@ -70,8 +67,9 @@ def _network(pid: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="launch.hosts.answer", description="Answer for this host.")
-    parser.add_argument("--end", metavar="RUN_DIR", help="kill what launches of this run have left here")
-    print(json.dumps(asdict(answer(parser.parse_args().end))), flush=True)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="what launches of this run have left here is killed")
+    run_dir = parser.parse_args().run_dir
+    print(json.dumps(asdict(Present(addresses(), os.cpu_count() or 1, end_leftovers(run_dir)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class HostsLauncher:
     def _call(self) -> dict[str, str]:
         """Ask all hosts, ending what is left of earlier starts; returns those that are not there, and why."""
         directory, run_dir = self._job.directory, self._job.run_dir
-        answers = call(self._cluster, self._hosts, directory=directory, run_dir=run_dir, end=True)
+        answers = call(self._cluster, self._hosts, directory=directory, run_dir=run_dir)
         self._present = {host: each for host, each in answers.items() if isinstance(each, Present)}
         for host, each in self._present.items():
             if each.ended:

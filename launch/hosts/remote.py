@@ -9,6 +9,7 @@ there; the rest is the same for all of them:
 """
 
 import asyncio
+import json
 import os
 import shlex
 import signal
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.cluster import HostsCluster
 
@@ -93,6 +95,15 @@ def transport_for(cluster: HostsCluster) -> Transport:
 def in_folder(folder: Path, environment: Mapping[str, str], arguments: Sequence[str]) -> list[str]:
     """A command that runs in ``folder`` with further variables, without a shell of ours."""
     return ["env", "-C", str(folder), *(f"{name}={value}" for name, value in environment.items()), *arguments]
+
+
+def last_object(output: str) -> dict[str, Any] | None:
+    """The JSON object on the last line that is one: shells of a login print words of their own around it."""
+    for line in reversed(output.splitlines()):
+        if line.startswith("{"):
+            with suppress(ValueError):
+                return dict(json.loads(line))
+    return None
 
 
 def run_everywhere(

@@ -4,7 +4,6 @@ All hosts are asked at once, for a bounded time; each answers by ``launch.hosts.
 the reason, never left out in silence.
 """
 
-import json
 import os
 import socket
 import sys
@@ -14,29 +13,25 @@ from pathlib import Path
 from launch.cluster import HostsCluster, code_path
 from launch.hostfile import Host
 from launch.hosts.answer import Present
-from launch.hosts.remote import in_folder, run_everywhere, transport_for
+from launch.hosts.remote import in_folder, last_object, run_everywhere, transport_for
 
 CALL_SECONDS = 20.0
 
 
-def call(
-    cluster: HostsCluster, hosts: Sequence[Host], *, directory: Path, run_dir: Path, end: bool
-) -> dict[str, Present | str]:
-    """Ask every host, in parallel and for a bounded time; a host that is not there gives the reason in words.
-
-    ``end``: what earlier starts of this run have left there is killed.
+def call(cluster: HostsCluster, hosts: Sequence[Host], *, directory: Path, run_dir: Path) -> dict[str, Present | str]:
+    """Ask every host, in parallel and for a bounded time; a host that is not there gives the reason in words. What
+    earlier starts of this run have left there is killed.
     """
-    words = [sys.executable, "-m", "launch.hosts.answer", *(["--end", str(run_dir)] if end else [])]
+    words = [sys.executable, "-m", "launch.hosts.answer", str(run_dir)]
     command = in_folder(directory, code_path(os.environ), words)
     answers = run_everywhere({host.name: command for host in hosts}, transport_for(cluster), seconds=CALL_SECONDS)
     return {host: answer.why or _parse(answer.output) for host, answer in answers.items()}
 
 
 def _parse(output: str) -> Present | str:
-    """The last line: a host's login may print something of its own before."""
     try:
-        return Present(**json.loads(output.strip().rpartition("\n")[2]))
-    except (ValueError, TypeError):
+        return Present(**(last_object(output) or {}))
+    except TypeError:
         return f"answered with {output.strip()[-200:]!r}: is it the same code?"
 
 

@@ -55,15 +55,24 @@ def _names(cluster: KubernetesCluster) -> Iterable[Problem]:
 
 
 def _mounts(cluster: KubernetesCluster) -> Iterable[Problem]:
-    targets = [mount.target for mount in cluster.mounts]
-    for number, target in enumerate(targets):
+    targets = [_plain(mount.target) for mount in cluster.mounts]
+    for number, (mount, target) in enumerate(zip(cluster.mounts, targets, strict=True)):
         field = f"mounts.{number}.target"
-        if ":" in target or ".." in target.split("/") or target.rstrip("/") == "" or not target.isprintable():
-            yield Problem(field, target, "must be a folder of the container, without .. and :, and not /")
-        if any(target.rstrip("/") == own or target.startswith(f"{own}/") for own in OWN):
-            yield Problem(field, target, f"is taken: the pods mount {', '.join(OWN)} themselves")
+        if ":" in target or ".." in target.split("/") or target == "/" or not target.isprintable():
+            yield Problem(field, mount.target, "must be a folder of the container, without .. and :, and not /")
+        if any(_covers(own, target) or _covers(target, own) for own in OWN):
+            yield Problem(field, mount.target, f"is taken: the pods mount {', '.join(OWN)} themselves")
         if target in targets[:number]:
-            yield Problem(field, target, "is the target of another mount")
+            yield Problem(field, mount.target, "is the target of another mount")
+
+
+def _plain(folder: str) -> str:
+    """``//data/./x/`` -> ``/data/x``"""
+    return "/" + "/".join(part for part in folder.split("/") if part not in ("", "."))
+
+
+def _covers(folder: str, other: str) -> bool:
+    return other == folder or other.startswith(f"{folder}/")
 
 
 def _variables(found: Mapping[str, str]) -> Iterable[Problem]:

@@ -37,6 +37,7 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 WORKER = "training.kubeflow.org/replica-index"
 SECONDS = 60  # for one answer of the API server
 CONFIG_MAP_BYTES = 1_000_000
+ENDED = ("Complete", "Succeeded", "Failed")  # conditions that do not pass
 RESOURCES = {"job": "jobs.batch", "mpijob": "mpijobs.kubeflow.org"}
 
 
@@ -71,15 +72,14 @@ def render(facts: Mapping[str, Any]) -> str:
 
 
 def start(cluster: KubernetesCluster, job: LaunchJob) -> Launched:
-    """Send the manifests. A job that was stopped goes on; one that has ended is refused by Kubernetes' own words.
+    """Send the manifests. A job that was stopped goes on; one that has ended is refused.
 
     Raises:
         ConfigError: with everything that is wrong; nothing was sent.
         RuntimeError: kubectl is missing, or the cluster refuses.
     """
     facts = describe(cluster, job)
-    _answer(facts["send"], text=to_text(facts["manifests"]))
-    launched = _launched(facts, cluster.form)
+    launched = _send(facts, cluster.form)
     write_record(job.run_dir, launched)
     return launched
 
@@ -91,8 +91,7 @@ def start_tasks(cluster: KubernetesCluster, tasks: Tasks, folder: Path) -> Launc
         ConfigError, RuntimeError: as :func:`start`.
     """
     facts = describe_tasks(cluster, tasks)
-    _answer(facts["send"], text=to_text(facts["manifests"]))
-    launched = _launched(facts, "job")
+    launched = _send(facts, "job")
     write_record(folder, launched)
     return launched
 
@@ -102,13 +101,7 @@ def status(launched: Launched) -> dict[str, Any]:
     job = json.loads(_answer(_kubectl("get", _namespace(launched), _job(launched), "--output", "json")))
     selector = ("--selector", f"{INSTANCE}={launched.id}", "--output", "json")
     pods = json.loads(_answer(_kubectl("get", _namespace(launched), "pods", *selector)))["items"]
-    return {
-        "kind": "kubernetes",
-        "id": launched.id,
-        "namespace": _namespace(launched),
-        "state": _state(job),
-        "hosts": _by_host(pods),
-    }
+    return {"namespace": _namespace(launched), "state": _state(job), "hosts": _by_host(pods)}
 
 
 def logs(launched: Launched, follow: bool) -> Iterator[str]:
@@ -188,7 +181,7 @@ def content_of(cluster: KubernetesCluster, job: LaunchJob, shell: Mapping[str, s
         ConfigError: in the run file, or with everything that is wrong for Kubernetes.
     """
     run_file, *rest = job.first
-    config = load_config(job.directory / run_file, [text for text in rest if not text.startswith("-")])
+    config = load_config(job.directory / run_file, rest)
     raw = _relative(config.model_dump(mode="json"), f"{job.directory}/")
     first = PurePosixPath(cluster.mounts[0].target if cluster.mounts else "/")
     run_dir = PurePosixPath(os.path.normpath(first / raw["run"]["dir"] / raw["run"]["name"]))
@@ -208,10 +201,21 @@ def content_of(cluster: KubernetesCluster, job: LaunchJob, shell: Mapping[str, s
     return content
 
 
-def _launched(facts: Mapping[str, Any], form: str) -> Launched:
+def _send(facts: Mapping[str, Any], form: str) -> Launched:
+    """Raises ConfigError for a job that has ended: to send it again changes nothing, and Kubernetes does not say so."""
     details = {"namespace": facts["namespace"], "form": form}
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    return Launched("kubernetes", facts["name"], tuple(facts["hosts"]), "", started, details)
+    launched = Launched("kubernetes", facts["name"], tuple(facts["hosts"]), "", started, details)
+    place = _namespace(launched), _job(launched)
+    found = _answer(_kubectl("get", *place, "--ignore-not-found", "--output", "json"))
+    state = _state(json.loads(found)) if found else ""
+    if state.startswith(ENDED):
+        fix = f"first {shlex.join(_kubectl('delete', *place))}, which leaves the run folder as it is"
+        raise ConfigError(
+            Problem("run.name", launched.id, f"its job has ended ({state}) and would not start again", fix)
+        )
+    _answer(facts["send"], text=to_text(facts["manifests"]))
+    return launched
 
 
 def _relative(value: Any, folder: str) -> Any:
@@ -236,7 +240,7 @@ def _hosts(cluster: KubernetesCluster, name: str) -> list[str]:
 def _state(job: Mapping[str, Any]) -> str:
     """``Complete``, ``Failed: why``, ``Suspended``, or ``Running``: of the conditions that hold the weightiest."""
     holding = {each["type"]: each for each in job.get("status", {}).get("conditions", []) if each["status"] == "True"}
-    for kind in ("Complete", "Succeeded", "Failed", "Suspended"):
+    for kind in (*ENDED, "Suspended"):
         if kind in holding:
             reason = ": ".join(holding[kind][part] for part in ("reason", "message") if holding[kind].get(part))
             return f"{kind}: {reason}" if reason and kind == "Failed" else kind

@@ -131,7 +131,7 @@ def installed(name: str) -> str | None:
 
 def extras_check(wanted: Iterable[str], *, has_gpus: bool) -> Check:
     """Optional packages, by the extra that brings them; on a GPU those that make it fast are missed."""
-    by_extra: dict[str, list[str]] = {"flash": [], "data": []}
+    by_extra: dict[str, list[str]] = {"flash": [], "data": [], "eval": []}
     for one in map(Requirement, wanted):
         for extra, missing in by_extra.items():
             optional = one.marker is not None and not one.marker.evaluate({"extra": ""})
@@ -179,7 +179,8 @@ def torch_check(facts: Facts) -> Check:
     if not gpus:
         return Check("torch", "pass", found)
     driver, least = str(gpus[0]["driver_version"]), DRIVER_FOR.get(cuda.partition(".")[0], 0)
-    if int(driver.partition(".")[0]) < least:
+    major = driver.partition(".")[0]
+    if major.isdecimal() and int(major) < least:  # nvidia-smi may say [N/A]
         fix = f"install driver {least} or later, or torch built for an older CUDA"
         return Check("torch", "fail", f"{found}, driver {driver}", fix)
     return Check("torch", "pass", f"{found}, driver {driver}")

@@ -28,7 +28,7 @@ import psutil
 
 from cpt.problems import ConfigError
 from cpt.rundir import DataError, RunDir
-from launch.hosts.answer import answer
+from launch.hosts.answer import addresses
 
 if TYPE_CHECKING:
     from cpt.config import RunConfig
@@ -68,7 +68,7 @@ def collect(arguments: Sequence[str], *, shared: Path | None = None, port: int |
         **memory_facts(),
         "limits": limits(),
         "programs": {name: shutil.which(name) for name in PROGRAMS},
-        "addresses": dict(answer(None).addresses),
+        "addresses": addresses(),
         "own_address": own_address(),
         "port": None if port is None else port_facts(port),
     }

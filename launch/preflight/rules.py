@@ -45,8 +45,17 @@ Rule = Callable[[Asked, ByHost], Check]
 
 
 def judge(asked: Asked, facts: ByHost) -> list[Check]:
-    """Every rule's check, in the order of the table; ``facts`` of the hosts that answered."""
-    return [rule(asked, facts) for rule in RULES] if facts else []
+    """Every rule's check, in the order of the table; ``facts`` of the hosts that answered. What a host with other code
+    says may mean something else: of that one only its code is judged.
+    """
+    alike = same_code(asked.code, facts)
+    known = ((rule, facts if rule in (launcher, code) else alike) for rule in RULES)
+    return [rule(asked, its) for rule, its in known if its]
+
+
+def same_code(own: str, facts: ByHost) -> ByHost:
+    """Of the hosts that have the launching machine's code."""
+    return {host: its for host, its in facts.items() if its["code"] == own}
 
 
 def launcher(asked: Asked, facts: ByHost) -> Check:
@@ -237,7 +246,7 @@ def clock(asked: Asked, facts: ByHost) -> Check:
 def port(asked: Asked, facts: ByHost) -> Check:
     found = next((its["port"] for its in facts.values() if its["port"]), None)
     if found is None:
-        return Check("port", "warn", "the first host did not answer")
+        return Check("port", "warn", "not known: the first host did not answer, or with other code")
     if "error" not in found:
         return Check("port", "pass", f"{found['number']} is free on {asked.hosts[0].name}")
     fix = "set master_port to another one, or end what listens there: ss -ltnp"

@@ -6,7 +6,6 @@ nothing behind. Refuses to go on to the network where a host is wrong already: t
 """
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -14,7 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,20 @@ from typing import Any
 from launch.cluster import HostsCluster, code_path
 from launch.hostfile import Host
 from launch.hosts.answer import Present
-from launch.hosts.remote import LOOPBACK, SSH_FAILED, Answer, Transport, in_folder, run_everywhere, transport_for
+from launch.hosts.remote import (
+    LOOPBACK,
+    SSH_FAILED,
+    Answer,
+    Transport,
+    in_folder,
+    last_object,
+    run_everywhere,
+    transport_for,
+)
 from launch.hosts.roll_call import common_interface
 from launch.preflight.checks import Check, Report
 from launch.preflight.facts import PROGRAMS, code_hash, job_facts
-from launch.preflight.rules import Asked, ByHost, judge
+from launch.preflight.rules import Asked, ByHost, judge, same_code
 from launch.preflight.slow_hosts import Link, Links, best_links, late_links, rate, slow_hosts
 from launch.record import LaunchJob
 
@@ -63,10 +71,12 @@ def run_preflight(
     with _left_in(job.run_dir) as shared:
         answers = run.everywhere(partial(run.facts_command, shared), FACTS_SECONDS)
     facts, failures = read_facts(answers)
-    interface = interface_of(cluster, hosts, facts)
-    checks = [answer_check(cluster, answers, failures), *judge(run.asked(interface), facts)]
+    asked = run.asked()
+    alike = same_code(asked.code, facts)
+    interface = interface_of(cluster, hosts, alike)
+    checks = [answer_check(cluster, answers, failures), *judge(replace(asked, interface=interface), facts)]
     details: dict[str, Any] = {"facts": facts, "facts_seconds": round(time.monotonic() - began, 2)}
-    details["master_address"] = master = master_address(cluster, hosts[0].name, interface, facts)
+    details["master_address"] = master = master_address(cluster, hosts[0].name, interface, alike)
     if all(check.status != "fail" for check in checks):
         began = time.monotonic()
         network, figures = run.network(master, interface)
@@ -83,13 +93,13 @@ class _Run:
     environment: Mapping[str, str]
     transport: Transport
 
-    def asked(self, interface: str | None) -> Asked:
+    def asked(self) -> Asked:
         """What this machine says itself."""
         with contextlib.chdir(self.job.directory):
             config = job_facts(self.job.arguments)["config"]
         programs = frozenset(name for name in PROGRAMS if shutil.which(name))
         own = config.get("hash", config.get("error", ""))
-        return Asked(self.cluster, self.hosts, code_hash(), own, programs, interface)
+        return Asked(self.cluster, self.hosts, code_hash(), own, programs)
 
     def everywhere(self, command: Any, seconds: float, at_once: int = 64) -> dict[str, Answer]:
         commands = {host.name: command(rank) for rank, host in enumerate(self.hosts)}
@@ -136,22 +146,13 @@ def read_facts(answers: Mapping[str, Answer]) -> tuple[dict[str, dict[str, Any]]
     facts, failures = {}, {}
     for host, answer in answers.items():
         found = last_object(answer.output)
-        if answer.why or found is None:
+        if answer.why or found is None or not {"code", "clock"} <= found.keys():
             failures[host] = answer.why or "it answered with something else than facts"
             continue
         # Printed and heard at almost the same time: the way back is all that lies between.
         found["skew_seconds"] = round(found["clock"] - (answer.first_output or found["clock"]), 3)
         facts[host] = found
     return facts, failures
-
-
-def last_object(output: str) -> dict[str, Any] | None:
-    """The JSON object on the last line that is one: shells print greetings before it."""
-    for line in reversed(output.splitlines()):
-        if line.startswith("{"):
-            with contextlib.suppress(ValueError):
-                return dict(json.loads(line))
-    return None
 
 
 def answer_check(cluster: HostsCluster, answers: Mapping[str, Answer], failures: Mapping[str, str]) -> Check:

@@ -28,17 +28,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("trainer", nargs=argparse.REMAINDER, help="arguments of cpt.train.main")
     options = parser.parse_args(arguments)
-    environment = os.environ | ({} if options.local_rank is not None else place_of(os.environ))
+    given, by_srun = dict(os.environ), options.local_rank is None
+    place = place_of(given) if by_srun else {}
+    threads = cores_of(given, ranks=1 if by_srun else int(given["LOCAL_WORLD_SIZE"]))
+    environment = {"OMP_NUM_THREADS": str(threads), **given, **place}
     rank = _Rank(options.run_dir if environment["RANK"] == "0" else None)
     return rank.run([sys.executable, "-m", TRAIN_MODULE, *options.trainer], environment)
 
 
 def place_of(slurm: Mapping[str, str]) -> dict[str, str]:
-    """The place of a task in its step, and its share of the node's cores."""
-    cores = slurm.get("SLURM_CPUS_PER_TASK") or str(
-        max(1, (os.cpu_count() or 1) // int(slurm.get("LOCAL_WORLD_SIZE", "1")))
-    )
-    return {"OMP_NUM_THREADS": slurm.get("OMP_NUM_THREADS", cores), **{a: slurm[b] for a, b in PLACES.items()}}
+    """The place of a task in its step."""
+    return {name: slurm[theirs] for name, theirs in PLACES.items()}
+
+
+def cores_of(slurm: Mapping[str, str], *, ranks: int) -> int:
+    """A rank's share: of the cores of its task, which has so many ``ranks``, else of the node's. Without it every rank
+    starts a thread per core, and they fight over the same ones.
+    """
+    if "SLURM_CPUS_PER_TASK" in slurm:
+        return max(1, int(slurm["SLURM_CPUS_PER_TASK"]) // ranks)
+    return max(1, (os.cpu_count() or 1) // int(slurm["LOCAL_WORLD_SIZE"]))
 
 
 class _Rank:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cpt.problems import ConfigError, Problem
-from cpt.rundir import RunDir, write_atomic
+from cpt.rundir import DataError, RunDir, write_atomic
 from launch.cluster import SlurmCluster, code_path, exported
 from launch.record import Launched, LaunchJob, read_record, record_path, write_record
 from launch.run_folder import plain_file
@@ -103,10 +104,12 @@ def start(cluster: SlurmCluster, job: LaunchJob) -> Launched:
 
     Raises:
         ConfigError: sbatch refuses it, or what was submitted before is still in the queue.
+        DataError: the place of the output is a link.
         RuntimeError: Slurm cannot be reached from here.
     """
     described = describe(cluster, job)
     _refuse_second(job.run_dir)
+    _refuse_links(RunDir(job.run_dir).launch)
     (path, text), *_ = described["files"].items()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     number = _submit(cluster, Path(path), text)
@@ -136,6 +139,7 @@ def start_array(cluster: SlurmCluster, job: ArrayJob) -> Launched:
     """Submit every wave and what comes last; where one is refused, those before are taken back. Raises as ``start``."""
     check(cluster, name=job.name, folder=job.folder)
     _refuse_second(job.folder)
+    _refuse_links(RunDir(job.folder).launch)
     job.folder.mkdir(parents=True, exist_ok=True)
     numbers: list[str] = []
     try:
@@ -224,6 +228,13 @@ def _refuse_second(folder: Path) -> None:
     if before.kind == "slurm" and any(row["state"] not in (*ENDED, "COMPLETING") for row in _queue(before)):
         fix = f"cpt launch status {folder}; cpt launch stop {folder}"
         raise ConfigError(Problem("run.name", folder.name, f"job {before.id} of it is still in the queue", fix))
+
+
+def _refuse_links(folder: Path) -> None:
+    """Slurm opens the output itself and follows links: those that wait for it must not lead it to another file."""
+    for path in (folder, *folder.glob("slurm-*")):
+        if path.is_symlink():
+            raise DataError(f"{path}: is a link, which Slurm would follow; `cpt launch` made no such: remove it")
 
 
 def _script_path(run_dir: Path) -> Path:
@@ -330,16 +341,13 @@ def _log_files(launched: Launched) -> list[Path]:
 
 def _new_lines(path: Path, read: dict[Path, int], *, whole: bool) -> Iterator[str]:
     """What was written since; ``whole``: a line without an end is left for later."""
-    try:
-        with open(path, "rb", opener=plain_file) as file:
-            file.seek(read.get(path, 0))
-            text = file.read()
-    except FileNotFoundError:  # nothing was printed yet
-        return
-    if whole:
-        text = text[: text.rfind(b"\n") + 1]
-    read[path] = read.get(path, 0) + len(text)
-    yield from text.decode(errors="replace").splitlines()
+    with suppress(FileNotFoundError), open(path, "rb", opener=plain_file) as file:  # nothing was printed yet
+        file.seek(read.get(path, 0))
+        for line in file:
+            if whole and not line.endswith(b"\n"):
+                return
+            read[path] = read.get(path, 0) + len(line)
+            yield line.decode(errors="replace").rstrip("\r\n")
 
 
 def _call(*command: str) -> subprocess.CompletedProcess[str]:

@@ -156,6 +156,56 @@ def test_status_tells_step_rate_checkpoint_hosts_and_who_is_silent(
     assert "3 of 8, 1,234 tokens/s" in shown and "SILENT: rank 1 shows no life" in shown and "start" in shown
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.jsonl", '{"step": "x", "tokens_per_second": [1]}'),
+        ("metrics.jsonl", f'{{"step": 1{"0" * 400}, "tokens_per_second": NaN}}'),
+        ("events.jsonl", '{"time": "x", "event": "start"}'),
+        ("events.jsonl", '{"time": NaN}\n{"time": 1e300}\n{"time": null}\n{}'),
+        ("config.yaml", "train: {tokens: .inf, global_batch_tokens: 5}"),
+        ("config.yaml", "[" * 5000),
+    ],
+)
+def test_a_damaged_file_of_the_run_hides_nothing_else(shop: Workshop, file: str, text: str) -> None:
+    run_dir = settled(shop)
+    launched(shop, run_dir)
+    (run_dir / "metrics.jsonl").write_text('{"step": 3, "tokens_per_second": 10}\n')
+    (run_dir / file).write_text(text)
+    for options in ((), ("--json",)):
+        done = shop.cpt("launch", "status", run_dir, *options)
+        assert done.code == 0 and "ended" in done.out, done.text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_status_waits_for_no_pipe_and_follows_no_link(shop: Workshop, name: str) -> None:
+    run_dir = settled(shop)
+    launched(shop, run_dir)
+    os.mkfifo(run_dir / name)
+    assert f"{name}: it, or its folder, is a link" in shop.cpt("launch", "status", run_dir).err
+    (run_dir / name).unlink()
+    (run_dir / name).symlink_to(shop.root / "run.yaml")
+    assert shop.cpt("launch", "status", run_dir).code == 2
+    (run_dir / name).unlink()
+    (shop.root / "latest").symlink_to(run_dir)  # the folder itself may be one
+    assert shop.cpt("launch", "status", shop.root / "latest").code == 0
+
+
+def test_people_are_shown_every_pod_and_how_it_ended() -> None:
+    from rich.console import Console
+
+    from launch.progress_text import render_progress
+
+    pod = {"index": 1, "pod": "cpt-r-1-x", "node": None, "phase": "Failed", "reason": "OOMKilled"}
+    facts = {"launch": {"kind": "kubernetes", "hosts": [{**pod, "exit_code": 137, "restarts": 4}]}, "hosts": {}}
+    facts |= {"run_dir": "r", "step": None, "num_steps": None, "tokens_per_second": None, "checkpoint": None}
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(render_progress({**facts, "events": []}))
+    (line,) = [line for line in shown.get().splitlines() if "cpt-r-1-x" in line]
+    assert "OOMKilled" in line and "137" in line and " 4" in line and "None" not in line
+
+
 def test_logs_are_the_end_of_the_output_and_stop_leaves_a_word_for_the_ranks(shop: Workshop) -> None:
     run_dir = settled(shop)
     launched(shop, run_dir, details={"run_dir": str(run_dir), "host": "another"})
@@ -190,6 +240,11 @@ def test_a_run_folder_that_another_job_holds_is_left_alone(shop: Workshop) -> No
     finally:
         holder.close()
     assert done.code == 3 and "another process is training in this run folder" in done.err
+
+
+def test_a_verb_that_is_misspelt_is_not_taken_for_a_run_file(shop: Workshop) -> None:
+    done = shop.cpt("launch", "stauts", "runs/run")
+    assert done.code == 2 and "status" in done.err and "--cluster" not in done.err
 
 
 def test_the_help_teaches_both_forms(shop: Workshop) -> None:

@@ -91,6 +91,17 @@ def test_what_a_crash_has_cut_is_an_event_without_a_name_and_keeps_the_place_of_
     assert [event.get("event") for event in read_events(run)] == ["start", None, "finish"]
 
 
+def test_events_are_neither_noted_in_nor_read_from_what_a_link_leads_to(tmp_path: Path) -> None:
+    run, other = RunDir(tmp_path), tmp_path / "other"
+    other.write_text('{"event": "finish"}\n')
+    run.events.symlink_to(other)
+    with pytest.raises(OSError, match="symbolic links"):
+        note_event("start", 0, run)
+    with pytest.raises(OSError, match="symbolic links"):
+        read_events(run)
+    assert other.read_text() == '{"event": "finish"}\n'
+
+
 @given(
     st.lists(
         st.one_of(

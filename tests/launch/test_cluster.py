@@ -76,7 +76,14 @@ def test_the_kind_decides_the_fields(tmp_path: Path) -> None:
 
 def test_of_this_shell_only_what_is_allowed_is_handed_on_and_never_a_secret(tmp_path: Path) -> None:
     cluster = load_cluster(write(tmp_path, hosts=["a slots=1"], export=["NCCL_*", "HF_HOME"]))
-    shell = {"NCCL_DEBUG": "INFO", "HF_HOME": "/hf", "HF_TOKEN": "x", "PATH": "/bin", "NCCL_API_KEY": "x"}
+    shell = {
+        "NCCL_DEBUG": "INFO",
+        "HF_HOME": "/hf",
+        "HF_TOKEN": "x",
+        "PATH": "/bin",
+        "NCCL_API_KEY": "x",
+        "NCCL_,HOME": "x",
+    }
     assert exported(cluster, shell) == {"NCCL_DEBUG": "INFO", "HF_HOME": "/hf"}
 
 
@@ -98,7 +105,18 @@ def test_a_common_mistake_is_told_with_its_fix(text: str, words: str, tmp_path: 
     assert words in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["DB_PASSWD", "SSH_PASSPHRASE", "WANDB_API_KEY", "HF_TOKEN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DB_PASSWD", "SSH_PASSPHRASE", "WANDB_API_KEY", "HF_TOKEN", "AZURE_STORAGE_KEY", "DB_PASS", "GITHUB_PAT"),
+        *("AZURE_STORAGE_CONNECTION_STRING", "NPM_CONFIG__AUTH", "SENTRY_DSN"),
+    ],
+)
 def test_a_wildcard_hands_no_secret_on(name: str, tmp_path: Path) -> None:
     cluster = load_cluster(write(tmp_path, hosts=["a slots=1"], export=[f"{name[:2]}*"]))
     assert exported(cluster, {name: "x", f"{name[:2]}_HOME": "/y"}) == {f"{name[:2]}_HOME": "/y"}
+
+
+def test_a_switch_of_a_tokenizer_is_no_secret(tmp_path: Path) -> None:
+    cluster = load_cluster(write(tmp_path, hosts=["a slots=1"], env={"TOKENIZERS_PARALLELISM": "false"}))
+    assert cluster.env == {"TOKENIZERS_PARALLELISM": "false"}

@@ -113,3 +113,10 @@ def test_a_line_with_a_line_break_in_it_is_a_problem_and_no_traceback(line: str)
 
 def test_a_name_that_no_file_can_have_is_a_problem_and_no_traceback() -> None:
     assert "cannot be read" in refusal(read_hostfile, Path("a\0b"))
+
+
+@pytest.mark.parametrize("number", ["1025", "10000000000", "9" * 5000])
+def test_a_number_of_slots_that_no_host_has_is_refused_and_not_counted_out(number: str) -> None:
+    assert "from 1 to 1,024" in refusal(parse_hosts, {"hosts.0": f"a slots={number}"})
+    if len(number) < 100:
+        assert "from 1 to 1,024" in refusal(parse_hosts, {"hosts.0": "a"}, slots=int(number))

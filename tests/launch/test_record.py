@@ -39,10 +39,12 @@ def test_a_job_that_an_earlier_version_started_can_still_be_looked_at_and_stoppe
         (HOSTS, {"details": {}}),
         (HOSTS, {"details": "run_dir"}),
         (HOSTS, {"started": "yesterday"}),
+        (HOSTS, {"started": "0001-01-01"}),  # before the time that a machine's clock can say
         (HOSTS, {"log": None}),
         (HOSTS, {"hosts": None}),
         (SLURM, {"id": "--user=me"}),  # scancel would take it for an option
         (SLURM, {"id": ""}),
+        (SLURM, {"details": {"run_dir": 5}}),
         (KUBERNETES, {"id": "--all"}),
         (KUBERNETES, {"details": {"namespace": "default", "form": "pod"}}),
     ],
@@ -57,7 +59,7 @@ def test_what_no_launch_has_written_is_damaged_and_reaches_no_program(
         read_record(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "hosts"', "null", "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "hosts"', "null", "\x00", "[" * 100_000])
 def test_a_file_that_is_no_record_is_damaged(text: str, tmp_path: Path) -> None:
     record_path(tmp_path).parent.mkdir()
     record_path(tmp_path).write_text(text)

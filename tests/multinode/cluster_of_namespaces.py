@@ -130,9 +130,6 @@ class Host:
         other.write_text(text, encoding="utf-8")
         self.do("mount", "--bind", other, path)
 
-    def restore_file(self, path: Path) -> None:
-        self.do("umount", path)
-
     def processes(self) -> dict[int, str]:
         """What runs on it besides its sshd: number on this machine and command line."""
         network = os.readlink(f"/proc/{self.init}/ns/net")
@@ -200,12 +197,6 @@ class Cluster:
     @property
     def everyone(self) -> list[Host]:
         return [*self.hosts, self.login]
-
-    def reset(self) -> None:
-        """Nothing runs, every cable is in; for the next test on the same cluster."""
-        for host in self.everyone:
-            host.kill_all()
-            host.mend()
 
     def close(self) -> None:
         """Killing a host's first process ends the host, and its interfaces with it."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from cluster_of_namespaces import INTERFACE, Cluster, Host
 
+from launch.run_folder import newest_step
+
 Workshop = Any  # of tests/conftest.py
 STEPS = 30
 FIELDS = {
@@ -73,5 +75,4 @@ class Site:
         return [event for event in self.shop.events(name) if event["event"] == kind]
 
     def newest_complete(self, name: str) -> int:
-        markers = self.shop.run_dir(name).glob("checkpoints/*/COMPLETE")
-        return max((int(path.parent.name.removeprefix("step_")) for path in markers), default=0)
+        return newest_step(self.shop.run_dir(name)) or 0

@@ -13,6 +13,7 @@ import pytest
 from cpt.problems import ConfigError
 from launch.cluster import SlurmCluster
 from launch.record import Launched, LaunchJob, read_record
+from launch.run_folder import newest_step
 from launch.slurm import verbs
 
 Slurm = Any  # the fixture of tests/slurm/conftest.py
@@ -96,10 +97,6 @@ def kinds(shop: Workshop, name: str, *wanted: str) -> list[str]:
     return [event["event"] for event in shop.events(name) if event["event"] in wanted] if begun else []
 
 
-def newest_complete(run_dir: Path) -> int:
-    return max(int(path.parent.name.removeprefix("step_")) for path in run_dir.glob("checkpoints/*/COMPLETE"))
-
-
 @pytest.mark.parametrize("form", ["srun", "deepspeed"])
 def test_two_nodes_train_to_the_losses_of_two_ranks_on_one_host(slurm: Slurm, shop: Workshop, form: str) -> None:
     launched = start(shop, form, cluster(form=form))
@@ -128,7 +125,7 @@ def test_a_job_that_is_preempted_saves_and_goes_on_bit_identical(slurm: Slurm, s
     wait_for_step(slurm, shop, name, 3)
     urgent = slurm.ask("sbatch", "--parsable", "-purgent", "-N2", "-o/dev/null", "--wrap=sleep 1").stdout.strip()
     slurm.wait("the urgent job", lambda: slurm.state(urgent) in ("RUNNING", "COMPLETING", "COMPLETED"))
-    stopped = newest_complete(shop.run_dir(name))
+    stopped = newest_step(shop.run_dir(name))
     assert 3 <= stopped < STEPS and stopped % 10  # not one of those that it saves anyway
     assert end_of(slurm, launched) == "COMPLETED"
     assert kinds(shop, name, "start", "sigterm", "resume", "finish") == ["start", "sigterm", "resume", "finish"]
@@ -171,7 +168,7 @@ def test_stop_ends_a_run_after_a_save_and_it_is_not_queued_again(slurm: Slurm, s
     assert "ExitCode=143:0" in slurm.ask("scontrol", "show", "job", launched.id).stdout
     event = shop.events(name)[-1]
     assert (event["event"], event["signal"]) == ("sigterm", "stop file")
-    assert newest_complete(shop.run_dir(name)) == event["step"] < STEPS
+    assert newest_step(shop.run_dir(name)) == event["step"] < STEPS
     assert not (shop.run_dir(name) / "STOP").exists()
     assert "nothing to stop" in verbs.stop(launched)
 
@@ -183,7 +180,7 @@ def test_scancel_lets_a_run_save_and_leave(slurm: Slurm, shop: Workshop) -> None
     assert end_of(slurm, launched).startswith("CANCELLED")
     time.sleep(1)
     assert slurm.state(launched.id) == "CANCELLED"
-    assert newest_complete(shop.run_dir("cancelled")) == shop.events("cancelled")[-1]["step"]
+    assert newest_step(shop.run_dir("cancelled")) == shop.events("cancelled")[-1]["step"]
 
 
 def test_a_job_that_waits_leaves_the_queue_and_a_forgotten_one_is_said_to_be(slurm: Slurm, shop: Workshop) -> None:

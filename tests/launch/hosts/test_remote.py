@@ -11,7 +11,8 @@ import pytest
 
 from launch.cluster import HostsCluster
 from launch.hostfile import Host
-from launch.hosts import remote
+from launch.hosts import remote, roll_call
+from launch.hosts.answer import Present
 from launch.hosts.deepspeed_command import Start, launcher_environment, ssh_command
 from launch.hosts.remote import Answer, as_process, in_folder, over_ssh, run_everywhere, ssh_arguments, transport_for
 
@@ -124,3 +125,13 @@ def test_a_host_that_babbles_or_holds_its_pipes_never_keeps_the_asker_waiting(mo
     began = time.monotonic()
     assert run_everywhere({"n": python(leaves)}, as_process, seconds=0.8)["n"].code is None
     assert time.monotonic() - began < 30  # not the minute for which somebody holds the pipe
+
+
+def test_an_answer_is_found_among_the_words_that_a_login_prints_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = 'Welcome!\n{"addresses": {"lo": "127.0.0.1"}, "cpus": 2, "ended": 0}\nbye\n'
+    said = {"n1": answer, "n2": "[1]\n", "n3": ""}
+    monkeypatch.setattr(roll_call, "transport_for", lambda cluster: lambda host, command: ["printf", "%s", said[host]])
+    hosts = [Host(name, (0,)) for name in said]
+    found = roll_call.call(HostsCluster(), hosts, directory=Path("/"), run_dir=Path("/runs/r"))
+    assert found["n1"] == Present({"lo": "127.0.0.1"}, 2, 0)
+    assert all("is it the same code?" in str(found[name]) for name in ("n2", "n3"))

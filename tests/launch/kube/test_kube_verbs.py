@@ -127,7 +127,7 @@ def test_a_run_folder_that_would_be_lost_with_its_pods_is_refused(job: LaunchJob
 def test_start_sends_the_manifests_and_leaves_a_record(job: LaunchJob, kubectl: Kubectl) -> None:
     kubectl.answer({"apply": (0, "job.batch/cpt-law created\n")})
     started = start(a_cluster(), job)
-    ((arguments, sent),) = kubectl.calls
+    _, (arguments, sent) = kubectl.calls  # first it asks for a job of this name
     assert arguments == ["apply", "--namespace", "training", "--filename", "-"]
     assert list(yaml.safe_load_all(sent)) == describe(a_cluster(), job)["manifests"]
     assert read_record(job.run_dir) == started and started.id == "cpt-law"
@@ -140,6 +140,25 @@ def test_what_the_cluster_complains_of_is_told_and_nothing_is_recorded(job: Laun
     with pytest.raises(RuntimeError, match=r"exit code 1: spec\.template.*kubectl delete job"):
         start(a_cluster(), job)
     assert not job.run_dir.exists()
+
+
+@pytest.mark.parametrize("kind", ["Complete", "Failed"])
+def test_a_job_that_has_ended_is_not_sent_again_for_that_would_change_nothing(
+    job: LaunchJob, kubectl: Kubectl, tmp_path: Path, kind: str
+) -> None:
+    ended = json.dumps({"status": {"conditions": [{"type": kind, "status": "True"}]}})
+    kubectl.answer({"jobs.batch/cpt-law": (0, ended)})
+    for send in (
+        lambda: start(a_cluster(), job),
+        lambda: start_tasks(a_cluster(), data_tasks("law", ["tokenize"], ["merge"], count=2), tmp_path),
+    ):
+        with pytest.raises(
+            ConfigError, match=f"has ended .{kind}.*kubectl delete --namespace training jobs.batch/cpt-law"
+        ):
+            send()
+    assert [arguments[0] for arguments, _ in kubectl.calls] == ["get", "get"]
+    kubectl.answer({"jobs.batch/cpt-law": (0, '{"status": {"conditions": [{"type": "Suspended", "status": "True"}]}}')})
+    assert start(a_cluster(), job).id == "cpt-law"
 
 
 def test_without_kubectl_the_message_says_so(job: LaunchJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +247,7 @@ def test_tasks_are_sent_the_same_way_and_how_to_let_the_last_one_go_is_told(kube
     )
     started = start_tasks(a_cluster(), tasks, tmp_path / "stores" / "web")
     assert read_record(tmp_path / "stores" / "web") == started and len(started.hosts) == 3
-    assert list(yaml.safe_load_all(kubectl.calls[0][1])) == facts["manifests"]
+    assert list(yaml.safe_load_all(kubectl.calls[-1][1])) == facts["manifests"]
     many = data_tasks("web", ["tokenize", "--input", "x" * 1000], ["merge", "stores/web"], count=2000)
     with pytest.raises(ConfigError) as refused:
         describe_tasks(a_cluster(image=""), many)
@@ -258,7 +277,7 @@ def test_a_tokenisation_is_submitted_with_the_command_for_its_merge(
         ("tokenize", "--out", "stores/web"), Path("stores/web"), 3, tmp_path / "logs", options={"cluster": "k8s.yaml"}
     )
     assert "kubectl patch --namespace training job/cpt-tokenize-web-last" in submit("kubernetes", web)
-    *_, job, last = yaml.safe_load_all(kubectl.calls[0][1])
+    *_, job, last = yaml.safe_load_all(kubectl.calls[-1][1])
     assert job["spec"]["completions"] == 3 and last["spec"]["suspend"]
     assert last["spec"]["template"]["spec"]["containers"][0]["command"][-2:] == ["merge", "stores/web"]
     assert read_record(tmp_path / "logs").id == "cpt-tokenize-web"

@@ -333,7 +333,10 @@ def test_an_amount_is_read_with_its_unit(text: str, value: float) -> None:
         ({"mounts": [{"source": "a", "target": "/tmp/x"}]}, "mounts.0.target"),
         ({"mounts": [{"source": "a", "target": "/a/../b"}]}, "mounts.0.target"),
         ({"mounts": [{"source": "a", "target": "/"}]}, "mounts.0.target"),
+        ({"mounts": [{"source": "a", "target": "//tmp/./"}]}, "mounts.0.target"),
+        ({"mounts": [{"source": "a", "target": "/etc"}]}, "mounts.0.target"),  # /etc/cpt lies in it
         ({"mounts": [{"source": "a", "target": "/a"}, {"source": "b", "target": "/a"}]}, "mounts.1.target"),
+        ({"mounts": [{"source": "a", "target": "/a"}, {"source": "b", "target": "/a/"}]}, "mounts.1.target"),
         ({"node_selector": {"a b": "c"}}, "node_selector.a b"),
         ({"tolerations": [{"key": "a", "until": "b"}]}, "tolerations.0.until"),
         ({"shared_memory": "16Gi"}, "shared_memory"),

@@ -64,14 +64,16 @@ def test_a_checkout_that_is_not_installed_still_needs_its_heart() -> None:
 
 def test_optional_packages_are_missed_on_a_gpu_only() -> None:
     wanted = ["typer>=0.1", "absent-kernel>=1; extra == 'flash'", "absent-reader; extra == 'data'"]
+    wanted += ["absent-harness; extra == 'eval'"]
     on_cpu, on_gpu = (extras_check(wanted, has_gpus=has_gpus) for has_gpus in (False, True))
-    assert on_cpu.status == "pass" and "flash: absent-kernel; data: absent-reader" in on_cpu.found
+    assert on_cpu.status == "pass" and "flash: absent-kernel; data: absent-reader; eval: absent-harness" in on_cpu.found
     assert on_gpu.status == "warn" and "pip install 'cpt[flash]'" in on_gpu.fix
     assert extras_check(["typer; extra == 'data'"], has_gpus=True).found == "all there"
 
 
 @pytest.mark.parametrize(
-    ("cuda", "driver", "status"), [("12.8", "570.1", "pass"), ("13.0", "570.1", "fail"), (None, "570.1", "fail")]
+    ("cuda", "driver", "status"),
+    [("12.8", "570.1", "pass"), ("13.0", "570.1", "fail"), (None, "570.1", "fail"), ("12.8", "[N/A]", "pass")],
 )
 def test_torch_must_be_built_for_gpus_that_are_there_and_for_their_driver(
     cuda: str | None, driver: str, status: str, describe: Describe

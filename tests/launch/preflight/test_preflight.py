@@ -15,7 +15,7 @@ from launch.hosts.remote import Answer, Transport
 from launch.preflight import run as preflight
 from launch.preflight.checks import Check, Report
 from launch.preflight.facts import code_hash, job_facts
-from launch.preflight.run import interface_of, last_object, master_address, network_check, read_facts, run_preflight
+from launch.preflight.run import interface_of, master_address, network_check, read_facts, run_preflight
 from launch.record import LaunchJob
 
 Describe = Callable[..., dict[str, Any]]
@@ -108,6 +108,16 @@ def test_other_code_on_one_host_is_refused_before_anything_is_started(
     assert list(check_of(report, "code").hosts) == ["n2"]
 
 
+def test_facts_of_another_version_are_compared_by_their_code_alone_and_no_facts_are_none(
+    job: LaunchJob, describe: Describe, tmp_path: Path
+) -> None:
+    facts = {"n1": like_this(job, describe), "n2": {"code": "beef" * 16, "memory": 5}, "n3": {"greeting": "hello"}}
+    report = run_preflight(
+        HostsCluster(launcher="ssh"), job, hosts("n1", "n2", "n3"), transport=described(tmp_path / "d", facts)
+    )
+    assert [(check.name, list(check.hosts)) for check in report.failed] == [("hosts answer", ["n3"]), ("code", ["n2"])]
+
+
 def test_a_host_without_this_python_is_the_users_to_set_up(job: LaunchJob) -> None:
     def run(host: str, command: Sequence[str]) -> list[str]:
         return [*command[: command.index("-m") - 1], "/no/python", *command[command.index("-m") :]]
@@ -184,12 +194,11 @@ def test_without_a_stated_interface_the_one_is_taken_that_all_names_lead_to(desc
 
 
 def test_greetings_of_a_shell_are_not_taken_for_facts_and_clocks_are_compared_on_arrival() -> None:
-    output = 'Welcome to n1!\n{not json}\n{"clock": 1000.0}\nbye\n'
+    output = 'Welcome to n1!\n{not json}\n{"clock": 1000.0, "code": "c0de"}\nbye\n'
     facts, failures = read_facts(
         {"n1": Answer("n1", 0, output, "", 1.0, 990.0), "n2": Answer("n2", 0, "hello", "", 1.0)}
     )
     assert facts["n1"]["skew_seconds"] == 10.0 and "something else than facts" in failures["n2"]
-    assert last_object("") is None and last_object("[1]\n") is None
 
 
 def test_variables_of_the_ranks_and_the_interface_reach_the_measurement() -> None:

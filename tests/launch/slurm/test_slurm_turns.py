@@ -18,7 +18,7 @@ from launch.preflight.checks import Check, Report
 from launch.slurm import turns
 from launch.slurm.node import command, hostfile_text
 from launch.slurm.preflight import cluster_of, over_srun, without_ssh
-from launch.slurm.rank import place_of
+from launch.slurm.rank import cores_of, place_of
 from launch.slurm.turns import MAX_FRUITLESS, Verdict, begin, end, judge, main, note_request
 
 START, RESUME, FINISH = ({"event": name, "step": 0} for name in ("start", "resume", "finish"))
@@ -130,8 +130,13 @@ def test_a_job_is_not_lost_because_its_folder_had_no_answer_for_a_moment(
 
 def test_a_task_of_srun_becomes_a_rank() -> None:
     slurm = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_CPUS_PER_TASK": "6"}
-    assert place_of(slurm) == {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "OMP_NUM_THREADS": "6"}
-    assert place_of({**slurm, "OMP_NUM_THREADS": "1"})["OMP_NUM_THREADS"] == "1"
+    assert place_of(slurm) == {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
+
+
+def test_where_slurm_states_no_cpus_the_ranks_of_a_node_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert [cores_of({"LOCAL_WORLD_SIZE": "4"}, ranks=ranks) for ranks in (1, 4)] == [3, 3]
+    assert cores_of({"LOCAL_WORLD_SIZE": "16"}, ranks=1) == 1
 
 
 def test_the_deepspeed_launcher_of_a_node_gets_the_nodes_number_and_the_sizes_of_all() -> None:
@@ -157,11 +162,12 @@ def test_preflight_sees_the_nodes_of_the_job_as_hosts_and_reaches_them_by_srun()
 TRAINER = """
 import os, signal, sys, time
 from pathlib import Path
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS")
 def leave(number, frame):
     Path(sys.argv[1], "asked_to_stop").touch()
     sys.exit(143)
 signal.signal(signal.SIGTERM, leave)
-Path(sys.argv[1], "place").write_text(" ".join(os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+Path(sys.argv[1], "place").write_text(" ".join(os.environ[name] for name in NAMES))
 time.sleep(30 if sys.argv[2] == "wait" else 0)
 sys.exit(int(sys.argv[2]))
 """
@@ -172,13 +178,15 @@ def start_rank(folder: Path, word: str, *before: str) -> "subprocess.Popen[bytes
     (folder / "standin.py").write_text(TRAINER)
     (folder / "launch").mkdir()
     slurm = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2", "PYTHONPATH": str(folder)}
+    slurm |= {"LOCAL_WORLD_SIZE": "2", "SLURM_CPUS_PER_TASK": "6"}
     given = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}  # by the deepspeed launcher
     command = [sys.executable, "-c", RANK, *before, str(folder), str(folder), word]
-    return subprocess.Popen(command, env={**os.environ, **given, **slurm})
+    shell = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return subprocess.Popen(command, env={**shell, **given, **slurm})
 
 
-@pytest.mark.parametrize(("before", "place"), [((), "0 0 2"), (("--local_rank=1",), "1 1 4")])
-def test_a_rank_takes_its_place_from_srun_or_from_the_deepspeed_launcher(
+@pytest.mark.parametrize(("before", "place"), [((), "0 0 2 6"), (("--local_rank=1",), "1 1 4 3")])
+def test_a_rank_takes_its_place_from_srun_or_from_the_deepspeed_launcher_and_its_share_of_the_cores(
     tmp_path: Path, before: tuple[str, ...], place: str
 ) -> None:
     assert start_rank(tmp_path, "3", *before).wait(timeout=30) == 3

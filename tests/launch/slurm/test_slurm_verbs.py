@@ -1,12 +1,14 @@
 """Slurm's answers, as its commands word them: refusals, jobs it has forgotten, accounts, and the output of many jobs."""
 
 import stat
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cpt.problems import ConfigError
+from cpt.rundir import DataError
 from launch.cluster import SlurmCluster
 from launch.record import Launched, LaunchJob, read_record
 from launch.slurm import verbs
@@ -128,6 +130,32 @@ def test_following_goes_on_until_the_job_has_left_and_shows_whole_lines(
     assert next(lines) == "two"
     (tmp_path / "ended").touch()
     assert list(lines) == ["three"]
+
+
+def test_a_log_of_any_size_is_shown_line_by_line(tmp_path: Path, commands: Commands) -> None:
+    log = tmp_path / "slurm-41.out"
+    log.write_bytes(b"a step that went well\n" * 400_000)
+    tracemalloc.start()
+    lines = sum(1 for _ in verbs.logs(Launched("slurm", "41", (), str(log), "", {}), follow=False))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert lines == 400_000 and peak < 1 << 20
+
+
+@pytest.mark.parametrize("place", ["launch", "launch/slurm-42.out"])
+def test_a_link_that_would_lead_the_output_elsewhere_is_refused_and_nothing_submitted(
+    tmp_path: Path, commands: Commands, place: str
+) -> None:
+    commands(sbatch=f": > {tmp_path}/submitted; echo 42")
+    link = tmp_path / "run" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "theirs")
+    with pytest.raises(DataError, match=f"{place}: is a link"):
+        verbs.start(cluster(), job(tmp_path))
+    array = verbs.ArrayJob("run", tmp_path / "run", tmp_path, [], ("true",))
+    with pytest.raises(DataError, match=f"{place}: is a link"):
+        verbs.start_array(cluster(), array)
+    assert not (tmp_path / "submitted").exists()
 
 
 def test_a_run_that_is_in_the_queue_is_not_submitted_again(tmp_path: Path, commands: Commands) -> None:
