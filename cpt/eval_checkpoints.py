@@ -161,6 +161,7 @@ def _checkpoint_model(checkpoint: Path, config: RunConfig, tokenizer: Path | Non
         tokenizer=tokenizer_fingerprint(known),
         dtype=config.train.precision,
         place=lambda scratch: _export(checkpoint, known, config, scratch),
+        tokenizer_settings=_settings_of(known),
     )
 
 
@@ -179,6 +180,7 @@ def _base_model(config: RunConfig) -> ModelOnDisk:
         tokenizer=tokenizer_fingerprint(known),
         dtype=config.train.precision,
         place=lambda scratch: folder if known == folder else _with_tokenizer(folder, known, scratch),
+        tokenizer_settings=_settings_of(known),
     )
 
 
@@ -211,6 +213,14 @@ def _known_tokenizer(tokenizer: Path | None, config: RunConfig | None) -> Path:
             rule = f"is another tokenizer than store {name} was made with ({made_with.name})"
             raise ConfigError(Problem("model.tokenizer", str(tokenizer), rule, "give the stores' tokenizer"))
     return tokenizer
+
+
+def _settings_of(tokenizer: Path) -> str:
+    """Hash of the files that name its special tokens, of which the fingerprint knows nothing: one of them stands before
+    a text without a context.
+    """
+    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    return _hash({name: content_hash(tokenizer / name) for name in names if (tokenizer / name).is_file()})
 
 
 def checkpoint_hash(checkpoint: Path) -> str:
@@ -255,12 +265,15 @@ def _export(checkpoint: Path, tokenizer: Path, config: RunConfig, scratch: Path)
 
 
 def _with_tokenizer(folder: Path, tokenizer: Path, scratch: Path) -> Path:
-    """A folder with links to a model's files and a tokenizer that lies elsewhere."""
-    from cpt.model.export import write_tokenizer
+    """A folder with links to a model's files and a tokenizer that lies elsewhere. What the model's folder has of a
+    tokenizer is left out: it would be written over, through the link.
+    """
+    from cpt.model.export import TOKENIZER_FILES, write_tokenizer
 
     made = scratch / "model"
     made.mkdir()
     for path in (*folder.glob("*.safetensors"), *folder.glob("*.json")):
-        (made / path.name).symlink_to(path.absolute())
+        if path.name not in TOKENIZER_FILES:
+            (made / path.name).symlink_to(path.absolute())
     write_tokenizer(tokenizer, made)
     return made

@@ -231,8 +231,11 @@ def gate(
     measured = run_metrics(run_dir, comparison)
     checks = check(parse_requirements(texts, measured), measured)
     met = all(each.met for each in checks)
-    facts = {"run": run_dir.resolve().name, "baseline": comparison.baseline, "met": met}
-    print_facts({**facts, "checks": [each.to_dict() for each in checks]}, render_gate, as_json=as_json)
+    [run] = comparison.runs
+    about = {"run": run.run, "baseline": comparison.baseline, "suite": comparison.suite}
+    steps = {"suite_step": run.suite_step, "loss_step": run.loss_step}
+    judged = {"met": met, "notes": run.notes, "checks": [each.to_dict() for each in checks]}
+    print_facts({**about, **steps, **judged}, render_gate, as_json=as_json)
     if not met:
         raise typer.Exit(EXIT_GATE)
 

@@ -33,17 +33,26 @@ def render_comparison(facts: Facts) -> Group:
 
 
 def _render_run(run: Facts, facts: Facts) -> list[Any]:
-    against = "its base" if facts["baseline"] == "base" else facts["baseline"]
-    suite = "" if run["suite_step"] is None else f", suite {facts['suite']}"
-    step = run["suite_step"] if run["loss_step"] is None else run["loss_step"]
-    title = f"{run['run']} after step {step:,}, against {against}{suite}"
+    title = _title(run, facts)
     verdict = [Text("  ").append_text(_sentence(row)) for row in (*run["source_groups"], *run["groups"])]
-    notes = [Text(f"  note: {note}", style="dim") for note in run["notes"]]
+    notes = _notes(run)
     tables = [_rows_table(run[family], heading) for family, heading in FAMILIES.items() if run[family]]
     told = Text(
         "p is corrected for the number of rows of its kind (Holm); below 0.05 it is a gain or a drop", style="dim"
     )
     return [Text(title, style="bold"), *verdict, Text(""), *tables, told, *notes, Text("")]
+
+
+def _title(run: Facts, facts: Facts) -> str:
+    """Which checkpoint is compared, and with what."""
+    against = "its base" if facts["baseline"] == "base" else facts["baseline"]
+    suite = "" if run["suite_step"] is None else f", suite {facts['suite']}"
+    step = run["suite_step"] if run["loss_step"] is None else run["loss_step"]
+    return f"{run['run']} after step {step:,}, against {against}{suite}"
+
+
+def _notes(run: Facts) -> list[Text]:
+    return [Text(f"  note: {note}", style="dim") for note in run["notes"]]
 
 
 def _sentence(row: Facts) -> Text:
@@ -92,8 +101,7 @@ def _counts(row: Facts, *, truncated: bool, overlap: bool) -> list[str]:
 
 def render_gate(facts: Facts) -> Group:
     """One row per requirement, then why some are not met, or are not surely."""
-    title = f"{facts['run']} against {'its base' if facts['baseline'] == 'base' else facts['baseline']}"
-    table = Table(title=Text(title), title_justify="left", **NARROW)
+    table = Table(title=Text(_title(facts, facts)), title_justify="left", **NARROW)
     table.add_column("requirement", overflow="fold")
     for column in ("measured", "interval", "met"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -105,7 +113,7 @@ def render_gate(facts: Facts) -> Group:
     failed = sum(not check["met"] for check in facts["checks"])
     number = len(facts["checks"])
     verdict = f"not met: {failed} of {number}" if failed else f"all {number} met"
-    return Group(table, *notes, Text(verdict, style="bold red" if failed else "bold green"))
+    return Group(table, *notes, *_notes(facts), Text(verdict, style="bold red" if failed else "bold green"))
 
 
 def render_suites(evaluated: Sequence[Facts]) -> Group:
@@ -123,7 +131,8 @@ def _render_suite(facts: Facts) -> Group:
         table.add_column(column, justify="right")
     for name, task in facts["tasks"].items():
         counts = (f"{task['items']:,}", f"{task['truncated']:,}", f"{task['overlapping']:,}")
-        table.add_row(name, task["group"], task["metric"], plain(task["value"]), plain(task["stderr"]), *counts)
+        words = (Text(each) for each in (name, task["group"], task["metric"]))  # not markup
+        table.add_row(*words, plain(task["value"]), plain(task["stderr"]), *counts)
     table.add_section()
     for name, group in facts["groups"].items():
         values = (plain(group["accuracy"]), plain(group["stderr"]), f"{group['items']:,}", "", "")
@@ -147,7 +156,7 @@ def render_items(facts: Facts) -> Group:
     changed = [diff for diff in facts["subsets"] if diff["lost"] or diff["gained"]]
     for diff in changed:
         counts = (diff[name] for name in ("items", "right_before", "right_after", "lost", "gained"))
-        table.add_row(Text(diff["task"]), Text(diff["subset"]), *(f"{count:,}" for count in counts))
+        table.add_row(Text(diff["task"]), Text(one_line(diff["subset"], SHOWN)), *(f"{count:,}" for count in counts))
     examples = [_example(diff, each) for diff in changed for each in diff["lost_examples"]]
     total = f"{facts['lost']:,} items lost, {facts['gained']:,} regained"
     same = len(facts["subsets"]) - len(changed)
@@ -157,7 +166,7 @@ def render_items(facts: Facts) -> Group:
 def _example(diff: Facts, example: Facts) -> Text:
     """What was asked, the right answer, and what the model now takes for it."""
     known = " (known to be in the training corpora)" if example["overlap"] else ""
-    shown = Text(f"\n{diff['task']} {diff['subset']} item {example['item']}{known}\n", style="bold")
+    shown = Text(f"\n{diff['task']} {one_line(diff['subset'], SHOWN)} item {example['item']}{known}\n", style="bold")
     asked = one_line(example["prompt"][-SHOWN:], SHOWN)  # the question stands at its end
     for label, text in (("asked", asked), ("right", example["gold"]), ("chosen now", example["chosen_after"])):
         if text:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,9 +124,11 @@ class OutcomeCache:
 
     def get(self, key: str) -> Outcome | None:
         """None where there is none that can be used; a damaged one is removed."""
-        found = read_outcome(self._folder(key))
-        if found is None and self._folder(key).exists():
-            shutil.rmtree(self._folder(key), ignore_errors=True)
+        folder = self._folder(key)
+        was_there = folder.exists()  # one that another process puts there meanwhile is not damaged
+        found = read_outcome(folder)
+        if found is None and was_there:
+            shutil.rmtree(folder, ignore_errors=True)
         return found
 
     def put(self, key: str, made: Path) -> None:
@@ -136,14 +139,14 @@ class OutcomeCache:
         """
         target = self._folder(key)
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.move(made, beside)  # perhaps from another file system: only the rename that follows is atomic
-        try:
-            os.rename(beside, target)
-        except OSError:
-            shutil.rmtree(beside, ignore_errors=True)
-            if not target.is_dir():
-                raise
+        # A process number names no process where several hosts, or containers, share a cache.
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+            shutil.move(made, beside)  # perhaps from another file system: only the rename that follows is atomic
+            try:
+                os.rename(Path(beside) / made.name, target)
+            except OSError:
+                if not target.is_dir():
+                    raise
 
     def get_fields(self, key: str) -> dict[str, Any] | None:
         """A small result that is no table, such as of the copying probe; None where there is none."""

@@ -13,10 +13,11 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from cpt.folder_lock import FolderLock, Holder, acquire, living, myself, read_holder
 from cpt.rundir import step_name, step_of
@@ -52,11 +53,7 @@ def claim(results: Path, step: int) -> FolderLock | None:
         lock = acquire(path)
     except RuntimeError:  # says who has it; so does the file
         return None
-    time.sleep(CONFIRM_SECONDS)
-    if lock.is_held:
-        return lock
-    lock.close()
-    return None
+    return _confirmed(lock, CONFIRM_SECONDS)
 
 
 def steps_being_evaluated(evals: Path, steps: Iterable[int]) -> set[int]:
@@ -117,6 +114,9 @@ class UrlClaim:
         self._filesystem.pipe_file(self._path, json.dumps(content).encode())
 
 
+Claim = TypeVar("Claim", FolderLock, UrlClaim)
+
+
 class UrlClaims:
     """Claims under one folder of a URL, and since when each of the others' has said the same."""
 
@@ -135,12 +135,7 @@ class UrlClaims:
         if (said := _read(self._filesystem, path)) and not self._is_dead(step, said):
             return None
         self._filesystem.makedirs(self._folder, exist_ok=True)
-        held = UrlClaim(self._filesystem, path)
-        time.sleep(URL_CONFIRM_SECONDS)
-        if held.is_held:
-            return held
-        held.close()
-        return None
+        return _confirmed(UrlClaim(self._filesystem, path), URL_CONFIRM_SECONDS)
 
     def _is_dead(self, step: int, said: dict[str, Any]) -> bool:
         now = time.monotonic()
@@ -149,6 +144,19 @@ class UrlClaims:
             since = now
         self._seen[step] = (said, since)
         return now - since >= URL_PATIENCE_SECONDS
+
+
+def _confirmed(held: Claim, seconds: float) -> Claim | None:
+    """The claim, if nobody else has written his own by then. Given back in every other case: one that was left would go
+    on to say that it lives.
+    """
+    with ExitStack() as leaving:
+        leaving.enter_context(held)
+        time.sleep(seconds)
+        if not held.is_held:
+            return None
+        leaving.pop_all()
+    return held
 
 
 def _read(filesystem: Any, path: str) -> dict[str, Any] | None:

@@ -103,19 +103,21 @@ def compare_runs(
     (a folder, or the name of one of ``run_dirs``) at its last step.
 
     Raises:
-        ConfigError: no such baseline or suite, or several suites and none is named.
+        ConfigError: no such baseline or suite, several suites and none is named, or no run beside the baseline.
         DataError: a run has no evaluation, or a file is damaged or of another version.
     """
-    other = None if baseline == BASE else _baseline_dir(baseline, run_dirs)
+    other = None if baseline == BASE else baseline_dir(baseline, run_dirs)
     everywhere = [*run_dirs, *([other] if other else [])]
     chosen = choose_suite(everywhere, suite)
-    against = _model(other, chosen, None) if other else None
+    against = _measured(other, chosen, None) if other else None
     compared = []
     for run_dir in run_dirs:
         if other is None or run_dir.resolve() != other.resolve():
-            after = _model(run_dir, chosen, step)
+            after = _measured(run_dir, chosen, step)
             before = against or _model(run_dir, chosen, 0)
             compared.append(_compare(before, after, resamples=resamples))
+    if not compared:
+        raise ConfigError(Problem("--baseline", str(baseline), "is the only run given", f"give another, or {BASE}"))
     name = other.resolve().name if other else BASE
     return Comparison(name, chosen, _corrected(compared))
 
@@ -130,7 +132,12 @@ def _change_of(rows: Sequence[Row], name: str) -> Difference | None:
     return next((row.change for row in rows if row.name == name), None)
 
 
-def _baseline_dir(baseline: str | Path, run_dirs: Sequence[Path]) -> Path:
+def baseline_dir(baseline: str | Path, run_dirs: Sequence[Path]) -> Path:
+    """The run that is compared with: a folder, or the name of one of ``run_dirs``.
+
+    Raises:
+        ConfigError: neither.
+    """
     named = [run_dir for run_dir in run_dirs if run_dir.resolve().name == str(baseline)]
     if named or Path(baseline).is_dir():
         return named[0] if named else Path(baseline)
@@ -148,30 +155,26 @@ def choose_suite(run_dirs: Sequence[Path], suite: str | None) -> str | None:
     return suite or (known[0] if known else None)
 
 
-def _model(run_dir: Path, suite: str | None, step: int | None) -> _Model:
-    """What is known of the run's checkpoint after ``step``, None for the last one measured.
-
-    Raises:
-        DataError: nothing is.
-    """
-    evals = RunDir(run_dir).evals
-    name = run_dir.resolve().name
-    losses = _losses(evals, step)
-    results = None if suite is None else read_suite_results(evals / suite, step)
-    if losses is None and results is None and step != 0:
+def _measured(run_dir: Path, suite: str | None, step: int | None) -> _Model:
+    """As ``_model``. Raises DataError: nothing is known."""
+    found = _model(run_dir, suite, step)
+    if found.losses is None and found.suite is None:
         which = "no evaluation" if step is None else f"no evaluation of step {step}"
-        raise DataError(f"{evals}: {which}; run `cpt eval` on a checkpoint of {name}")
-    return _Model(name, results, losses)
+        raise DataError(f"{RunDir(run_dir).evals}: {which}; run `cpt eval` on a checkpoint of {found.label}")
+    return found
+
+
+def _model(run_dir: Path, suite: str | None, step: int | None) -> _Model:
+    """What is known of the run's checkpoint after ``step``, None for the last one measured."""
+    evals = RunDir(run_dir).evals
+    results = None if suite is None else read_suite_results(evals / suite, step)
+    return _Model(run_dir.resolve().name, results, _losses(evals, step))
 
 
 def _losses(evals: Path, step: int | None) -> Losses | None:
     steps = {found for path in evals.glob("step_*.json") if (found := step_of(path)) is not None}
     chosen = max(steps, default=None) if step is None else step
-    return (
-        Losses(evals, read_eval(evals / f"{step_name(chosen)}.json"))
-        if chosen is not None and chosen in steps
-        else None
-    )
+    return Losses(evals, read_eval(evals / f"{step_name(chosen)}.json")) if chosen in steps else None
 
 
 def _compare(before: _Model, after: _Model, *, resamples: int) -> RunComparison:

@@ -9,15 +9,15 @@ A row's word needs the corrected p of all rows of its table, which ``cpt.eval.co
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cpt.eval.pairing import PairedItems, match_rows, pair_documents, pair_items
-from cpt.eval.records import EvalRecord, GroupEval, SourceEval
+from cpt.eval.pairing import PairedDocuments, PairedItems, match_rows, pair_documents, pair_items
+from cpt.eval.records import EvalRecord, SourceEval, aggregate
 from cpt.eval.results import (
     CopyingProbe,
     SuiteResults,
@@ -124,7 +124,8 @@ def task_rows(before: SuiteResults, after: SuiteResults, *, resamples: int) -> R
 def source_rows(before: Losses, after: Losses, *, resamples: int) -> Rows:
     """Held-out sources that both records have, on shared documents, and groups: the loss over all their tokens.
 
-    Without tables of pieces, or where the text was tokenised in another way, a row has no test.
+    Without tables of pieces the standard errors serve. Where no document is shared, or every one was tokenised in
+    another way, losses per token have no difference.
     """
     files = [pieces_file(side.folder, side.record.step) for side in (before, after)]
     paired = pair_documents(*map(read_pieces, files)) if all(path.is_file() for path in files) else {}
@@ -138,17 +139,20 @@ def source_rows(before: Losses, after: Losses, *, resamples: int) -> Rows:
         if found is not None and old[name].loss is not None and new[name].loss is not None:
             stratum = pair_ratios(found.before, found.after, found.tokens, name=name, resamples=resamples)
             if found.unshared:
-                shared = f"compared on the {len(found.tokens)} documents that both read" if stratum else "not tested"
+                shared = f"compared on the {len(found.tokens)} documents that both read" if stratum else "not compared"
                 notes.append(f"{name}: {shared}; {found.unshared} stand in one only or were tokenised in another way")
         if stratum:
             strata[name] = stratum
-        change = difference([stratum]) if stratum else _unpaired(old[name], new[name])
+        change = difference([stratum]) if stratum else _unpaired(old[name], new[name], found)
         rows.append(Row(name, new[name].group, "loss", False, change))
     missing = sorted(old.keys() ^ new.keys())
     notes += [f"{_named(missing)}: not compared, held-out text of one of the two only"] if missing else []
     if rows and not paired:
         notes.append("held-out losses are not compared in pairs: there are no losses by document; run `cpt eval` again")
-    groups = [_source_group(name, before.record, after.record, strata) for name in sorted({row.group for row in rows})]
+    groups = []
+    for name in sorted({row.group for row in rows}):
+        members = [row for row in rows if row.group == name]
+        groups.append(Row(name, name, "loss", False, _group_change(members, (before.record, after.record), strata)))
     return Rows(tuple(rows), tuple(groups), tuple(notes))
 
 
@@ -262,18 +266,27 @@ def _total(members: Iterable[_Pair], count: Callable[[Row], int]) -> int:
     return sum(count(member.row) for member in members)
 
 
-def _unpaired(before: SourceEval, after: SourceEval) -> Difference:
-    """From standard errors, where there are any: wider than in pairs, for the text is the same."""
+def _unpaired(before: SourceEval, after: SourceEval, documents: PairedDocuments | None) -> Difference:
+    """From standard errors, where there are any: wider than in pairs, for the text is the same. If ``documents`` are
+    known and not one is shared, it is not.
+    """
+    if documents is not None:
+        return Difference(before.loss, after.loss, None)
     return difference_apart(before.loss, before.stderr, after.loss, after.stderr)
 
 
-def _source_group(name: str, before: EvalRecord, after: EvalRecord, strata: Mapping[str, Stratum]) -> Row:
-    members = [source for source, entry in after.sources.items() if entry.group == name]
-    if all(member in strata for member in members):
-        return Row(name, name, "loss", False, difference([strata[member] for member in members]))
-    old, new = (_loss_of(record.groups.get(name)) for record in (before, after))
-    return Row(name, name, "loss", False, difference_apart(old, None, new, None))
+def _group_change(
+    members: Sequence[Row], records: tuple[EvalRecord, EvalRecord], strata: Mapping[str, Stratum]
+) -> Difference:
+    """Of the sources that both sides have: another one on either side would pass for a change."""
+    names = [row.name for row in members]
+    if all(name in strata for name in names):
+        return difference([strata[name] for name in names])
+    old, new = (_loss_over(record, names) for record in records)
+    if any(row.change.value is None for row in members):
+        return Difference(old, new, None)
+    return difference_apart(old, None, new, None)
 
 
-def _loss_of(group: GroupEval | None) -> float | None:
-    return None if group is None else group.loss
+def _loss_over(record: EvalRecord, names: Sequence[str]) -> float | None:
+    return aggregate({name: replace(record.sources[name], group="") for name in names})[""].loss

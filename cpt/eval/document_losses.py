@@ -59,6 +59,8 @@ def document_facts(
     for wanted in (base, last):
         if wanted not in steps:
             raise DataError(f"{evals}: {_missing(wanted, steps)}; evaluate it: cpt eval RUN_DIR/checkpoints/step_N")
+    if last == base:
+        raise DataError(f"{evals}: step {base:,} is what is compared with; give another step, or evaluate a checkpoint")
     before, after = (by_source(read_pieces(pieces_file(evals, each))) for each in (base, last))
     texts = read_document_texts(document_texts_file(evals))
     sources, left_out = {}, {}
@@ -148,7 +150,7 @@ def _entry(sums: DocumentSums, place: int, *, change: NDArray[np.float64], reach
         "change": moved,
         "low": low,
         "high": high,
-        "rank": ((low if moved > 0 else high) or 0.0) if known else moved,
+        "rank": (low if moved > 0 else high) or 0.0,
     }
 
 

@@ -2,7 +2,7 @@
 
     domain_gain >= 0.10               the measured value
     general_forgetting.high <= 0.02   the upper end of its interval: surely no more
-    accuracy_change.general >= -1%    in percentage points
+    general.accuracy.change >= -1%    in percentage points
 
 Owns the grammar, the nearest names, and the verdict on each requirement. Refuses to let pass what was not measured:
 a metric that is missing or not finite is not met, and says why. Refuses a name that no measurement has.

@@ -43,13 +43,15 @@ Entry = NamedTask | LocalTask
 @dataclass(frozen=True)
 class ModelOnDisk:
     """A model by what identifies it. ``place`` is called only where something is still to be scored: it is given a
-    scratch folder and returns the Hugging Face folder, perhaps made there. ``tokenizer``: its fingerprint.
+    scratch folder and returns the Hugging Face folder, perhaps made there. ``tokenizer``: its fingerprint;
+    ``tokenizer_settings``: a hash of what else decides how it reads a text.
     """
 
     weights_hash: str
     tokenizer: str
     dtype: Literal["fp32", "bf16"]
     place: Callable[[Path], Path]
+    tokenizer_settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class _Work:
         return self._key({"copying": self.suite.seed})
 
     def _key(self, what: Mapping[str, object]) -> str:
-        model = {"weights": self.model.weights_hash, "tokenizer": self.model.tokenizer, "dtype": self.model.dtype}
+        model = {"weights": self.model.weights_hash, "dtype": self.model.dtype}
+        model |= {"tokenizer": self.model.tokenizer, "tokenizer_settings": self.model.tokenizer_settings}
         return outcome_key({**model, "device": self.device.partition(":")[0], "harness": self.harness, **what})
 
 
@@ -254,7 +257,7 @@ def join_outcomes(
     errors: list[str] = []
     tables = []
     for group, entry, outcome in parts:
-        known = _known_lines(entry, overlaps)
+        known, hashed = _known_lines(entry, overlaps), task_hash(entry, suite)
         marks = np.isin(outcome.items["line"].to_numpy(), sorted(known))
         tables.append(outcome.items.append_column("overlap", pa.array(marks)))
         if known and not pc.any(pc.greater(outcome.items["line"], 0)).as_py():
@@ -263,7 +266,7 @@ def join_outcomes(
             if task.name in results:
                 rule = "is measured twice, also as a part of another entry"
                 raise ConfigError(Problem(f"groups.{group}", task.name, rule, "leave one of them out"))
-            results[task.name] = _result(task, group, tables[-1], task_hash(entry, suite))
+            results[task.name] = _result(task, group, tables[-1], hashed)
             errors += task.errors
     empty = OUTCOME_ITEMS.append(pa.field("overlap", pa.bool_())).empty_table()
     return SuiteOutcome(

@@ -37,7 +37,7 @@ class ItemScores:
 @dataclass(frozen=True)
 class Reading:
     """How to read a task's samples. ``gold`` gives the numbers of the right choices, none where there are no choices;
-    ``known_lines``: items stand in the order of their file.
+    ``line``: an item's in its file, from 1, or -1.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Reading:
     choices: Callable[[Any], Sequence[str]]
     gold: Callable[[Any, Sequence[str]], Collection[int]]
     subset_field: str | None
-    known_lines: bool
+    line: Callable[[Sample], int]
 
 
 def primary_metric(stated: str | None, keys: Sequence[str]) -> str:
@@ -127,12 +127,10 @@ def items_table(
         choices, doc = reading.choices(sample["doc"]), sample["doc"]
         found = _log_likelihoods(sample, len(choices)) if normed else np.empty(0)
         gold = reading.gold(doc, choices)
-        stated = doc.get("line") if isinstance(doc, Mapping) else None
-        line = stated if isinstance(stated, int) else sample["doc_id"] + 1 if reading.known_lines else -1
         for name, value in (
             ("task", reading.name),
             ("item", sample["doc_id"]),
-            ("line", line),
+            ("line", reading.line(sample)),
             ("score", scores.score[number]),
             ("weight", scores.weight[number]),
             ("margin", _margin(found, gold)),
@@ -152,7 +150,7 @@ def texts_table(samples: Sequence[Sample], reading: Reading) -> pa.Table:
         gold = [choices[number] for number in sorted(reading.gold(doc, choices))]
         first = sample["arguments"][0]
         rolling = reading.output_type == "loglikelihood_rolling"
-        subset = doc.get("subset") or doc.get(reading.subset_field or "") if isinstance(doc, Mapping) else None
+        subset = doc.get(reading.subset_field) if reading.subset_field and isinstance(doc, Mapping) else None
         rows["task"].append(reading.name)
         rows["item"].append(sample["doc_id"])
         rows["subset"].append(None if subset in (None, "") else str(subset))

@@ -5,11 +5,12 @@
 Reads a ``Request``; writes each finished entry's results (``cpt.eval.cache``) to ``scratch/outcomes/NUMBER`` and one
 JSON line on standard output for it, at once, so that what is done survives what goes wrong later. What the user can
 fix goes into ``scratch/fault.json`` with exit code 2, before any weights are loaded. Everything that libraries print
-goes to standard error. Ends when the process that started it does.
+goes to standard error. Ends when the process that started it does, and clears ``scratch`` then, as nobody else would.
 """
 
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -18,11 +19,12 @@ from typing import Any, Literal
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from pydantic import TypeAdapter
 
 from cpt.eval.cache import write_outcome
 from cpt.eval.copying import probe
-from cpt.eval.harness_tasks import NotHereError, find_tasks, score
+from cpt.eval.harness_tasks import NotHereError, find_tasks, fitted, score
 from cpt.eval.model_tokenizer import open_tokenizer
 from cpt.eval.results import CopyingProbe
 from cpt.eval.suite import SuiteTask
@@ -58,17 +60,13 @@ class CountingLM(HFLM):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-        room, fitting = self.max_length, []
-        for pair, context, continuation in requests:
-            if pair is not None and len(context) + len(continuation) > room + 1:
-                self.truncated.add((pair[0], pair[1]))
-            fitting.append((pair, context, continuation[-room:]))
+        fitting = [fitted(request, self.max_length, self.truncated) for request in requests]
         return super()._loglikelihood_tokens(fitting, *args, **kwargs)
 
     def generate_until(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         for request in requests:
             context, settings = request.args
-            room = self.max_length - int(settings.get("max_gen_toks", self.max_gen_toks))
+            room = self.max_length - normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
             if room < 1:
                 rule = f"generates up to {self.max_length - room} tokens, the model has {self.max_length} positions"
                 fix = "state fewer (max_new_tokens), or leave the task out"
@@ -113,12 +111,13 @@ def run(request: Request, tell: Callable[[dict[str, Any]], None]) -> None:
             tell({"copying": TypeAdapter(CopyingProbe).dump_python(copied)})
 
 
-def _leave_with_parent() -> None:
-    """End this process when the one that holds the other end of its standard input is gone."""
+def _leave_with_parent(scratch: Path) -> None:
+    """End this process when the one that holds the other end of its standard input is gone, killed perhaps."""
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin: its lock, held by a waiting thread, aborts the interpreter's shutdown
             pass
+        shutil.rmtree(scratch, ignore_errors=True)  # it may hold gigabytes of weights
         os._exit(143)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -127,8 +126,8 @@ def _leave_with_parent() -> None:
 def main() -> None:
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    _leave_with_parent()
     request = Request.model_validate_json(Path(sys.argv[1]).read_bytes())
+    _leave_with_parent(request.scratch)
 
     def tell(event: dict[str, Any]) -> None:
         told.write(json.dumps(event) + "\n")

@@ -45,16 +45,22 @@ _TASK_LINE = re.compile(rb"""^["']?task["']?:[ \t]*["']?([\w.+-]+)["']?[ \t]*\r?
 ITEM_FAULTS = (TemplateError, KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
+Encoded = tuple[tuple[str, str] | None, list[int], list[int]]  # request, tokens of the context, of the continuation
+
+
 class NotHereError(RuntimeError):
     """What a task needs is not on this machine."""
 
 
 @dataclass(frozen=True)
 class FoundTask:
-    """An entry of a suite with its tasks of lm_eval by name: one, or those of a group."""
+    """An entry of a suite with its tasks of lm_eval by name: one, or those of a group. ``lines``: of the items in a
+    named task's own file.
+    """
 
     entry: NamedTask | LocalTask
     tasks: Mapping[str, Any]
+    lines: Sequence[int] = ()
 
     @property
     def label(self) -> str:
@@ -112,6 +118,22 @@ def score(
     )
 
 
+def fitted(encoded: Encoded, room: int, truncated: set[tuple[str, str]]) -> Encoded:
+    """A request with an answer that a model with ``room`` positions can score, cut from the left where it is longer
+    than that; a request of which the beginning is then not read goes into ``truncated``.
+
+    Raises:
+        DataError: an answer that adds no token to its prompt; lm_eval stops with an assertion there.
+    """
+    request, context, continuation = encoded
+    if not continuation:
+        rule = f"an answer to score has no tokens of its own: (prompt, answer) = {request!r:.160}"
+        raise DataError(f"{rule}; take the item out of its file, or put a delimiter between them")
+    if request is not None and len(context) + len(continuation) > room + 1:  # the last token is only predicted
+        truncated.add(request)
+    return request, context, continuation[-room:]
+
+
 # --- finding ----------------------------------------------------------------------------------------------------------
 
 
@@ -158,18 +180,14 @@ def _find(entry: NamedTask | LocalTask, names: _Names, scratch: Path) -> FoundTa
     if isinstance(entry, LocalTask):
         spec = str(write_local_task(entry, scratch))
         return FoundTask(entry, names.manager.load([spec])["tasks"])
-    single = names.singles.get(entry.task)
-    if single is not None:
-        check_named_items(entry)
-        spec = str(write_named_task(entry, single, scratch))
-    else:
-        spec = entry.task
+    single, lines = names.singles.get(entry.task), check_named_items(entry)
+    spec = entry.task if single is None else str(write_named_task(entry, single, scratch))
     try:
         tasks = names.manager.load([spec])["tasks"]
     except ITEM_FAULTS as error:
         if entry.data is None:
             raise
-        raise _misfit(entry, entry.data.test, 1, error) from None
+        raise _misfit(entry, entry.data.test, lines[0], error) from None
     except (OSError, ImportError) as error:
         fix = "fetch its dataset once where there is a network, or name local files with data:"
         raise NotHereError(f"task {entry.task}: cannot be loaded ({error}); {fix}") from None
@@ -177,11 +195,11 @@ def _find(entry: NamedTask | LocalTask, names: _Names, scratch: Path) -> FoundTa
         if single is None and entry.num_fewshot is not None:
             task.set_config("num_fewshot", entry.num_fewshot)
         if entry.data is not None:
-            _check_items(entry, task)
-    return FoundTask(entry, tasks)
+            _check_items(entry, task, lines)
+    return FoundTask(entry, tasks, lines)
 
 
-def _check_items(entry: NamedTask, task: Any) -> None:
+def _check_items(entry: NamedTask, task: Any, lines: Sequence[int]) -> None:
     """Every local item that is to be scored fits the task's templates and has choices to choose from."""
     assert entry.data is not None
     number = len(task.eval_docs) if entry.limit is None else min(entry.limit, len(task.eval_docs))
@@ -192,9 +210,9 @@ def _check_items(entry: NamedTask, task: Any) -> None:
             task.doc_to_target(doc)
             choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
         except ITEM_FAULTS as error:
-            raise _misfit(entry, entry.data.test, index + 1, error) from None
+            raise _misfit(entry, entry.data.test, lines[index], error) from None
         if choices is not None and not (choices and all(choices)):
-            raise _misfit(entry, entry.data.test, index + 1, f"its choices are {choices!r:.80}")
+            raise _misfit(entry, entry.data.test, lines[index], f"its choices are {choices!r:.80}")
 
 
 def _misfit(entry: NamedTask, path: Path, line: int, reason: object) -> DataError:
@@ -226,9 +244,10 @@ def _task_problems(found: FoundTask) -> list[Problem]:
             problems.append(
                 Problem("task", name, "runs code that the model writes", "evaluate it in a sandbox of yours")
             )
-        if entry.metric and entry.metric.partition(",")[0] not in task.aggregation():
-            known = ", ".join(task.aggregation())
-            problems.append(Problem(f"{found.label}.metric", entry.metric, f"task {name} has {known}"))
+        known = [f"{metric},{each.name}" for metric in task.aggregation() for each in task._filters]
+        if entry.metric and not any(entry.metric in (key, key.partition(",")[0]) for key in known):
+            told = ", ".join(map(_shown, known))
+            problems.append(Problem(f"{found.label}.metric", entry.metric, f"task {name} has {told}"))
         shots = task.get_config("num_fewshot") or 0
         own = isinstance(task, ConfigurableTask) and task.fewshot_cfg.samples is not None
         if isinstance(entry, NamedTask) and entry.data and shots and not entry.data.fewshot and not own:
@@ -302,15 +321,20 @@ def _reading(found: FoundTask, name: str) -> Reading:
         numbers = given if isinstance(given, list | tuple) else [given]
         return {index for one in numbers if (index := _index(one, options)) is not None}
 
-    in_order = isinstance(entry, LocalTask) or (entry.data is not None and task.config.process_docs is None)
+    def line(sample: Mapping[str, Any]) -> int:
+        if isinstance(entry, LocalTask):
+            return int(sample["doc"]["line"])
+        in_order = entry.data is not None and task.config.process_docs is None
+        return found.lines[sample["doc_id"]] if in_order else -1
+
     single = len(found.tasks) == 1
     return Reading(
         name=entry.label if single else name,
         output_type=str(task.OUTPUT_TYPE),
         choices=choices,
         gold=gold,
-        subset_field=entry.subset_field,
-        known_lines=in_order,
+        subset_field="subset" if isinstance(entry, LocalTask) else entry.subset_field,
+        line=line,
     )
 
 

@@ -15,11 +15,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import configure_pad_token, has_bos_prefix, resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cpt.eval.scored_rows import Question, question
+from cpt.eval.harness_tasks import Encoded, fitted
+from cpt.eval.scored_rows import question
 from cpt.eval.scoring import Scorer
-from cpt.rundir import DataError
-
-Encoded = tuple[tuple[str, str] | None, list[int], list[int]]  # request, tokens of the context, of the continuation
 
 
 class LiveModel(TemplateLM):  # type: ignore[misc]
@@ -61,16 +59,9 @@ class LiveModel(TemplateLM):  # type: ignore[misc]
         return found
 
     def _loglikelihood_tokens(self, requests: Sequence[Encoded], **kwargs: Any) -> list[tuple[float, bool]]:
-        asked = [self._question(*request) for request in requests]
+        fitting = [fitted(request, self.max_length, self.truncated) for request in requests]
+        asked = [question(context, continuation, self.max_length) for _, context, continuation in fitting]
         return [(answer.log_p, answer.is_greedy) for answer in self._scorer.answer(asked)]
-
-    def _question(self, request: tuple[str, str] | None, context: list[int], continuation: list[int]) -> Question:
-        if not continuation:
-            rule = f"an answer to score has no tokens: (prompt, answer) = {request!r:.160}"
-            raise DataError(f"{rule}; take the item out of its file")
-        if request is not None and len(context) + len(continuation) > self.max_length + 1:
-            self.truncated.add(request)
-        return question(context, continuation[-self.max_length :], self.max_length)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-probability of each text in nats, every token predicted once."""

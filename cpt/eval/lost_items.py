@@ -7,10 +7,10 @@ base or with the last one of another run. Refuses a run without results of the s
 from pathlib import Path
 from typing import Any
 
-from cpt.eval.comparing import BASE, choose_suite
+from cpt.eval.comparing import BASE, baseline_dir, choose_suite
 from cpt.eval.item_diff import diff_suites
-from cpt.eval.results import SuiteResults, read_suite_record, record_file
-from cpt.rundir import DataError, RunDir, step_of
+from cpt.eval.results import SuiteResults, read_suite_results
+from cpt.rundir import DataError, RunDir
 
 
 def lost_items(
@@ -19,10 +19,10 @@ def lost_items(
     """Per task and subset: items, right before and after, lost and gained, and so many examples of each.
 
     Raises:
-        ConfigError: no such suite, or several and none is named.
+        ConfigError: no such baseline or suite, or several suites and none is named.
         DataError: a checkpoint without results, or a damaged file.
     """
-    other = None if baseline == BASE else Path(baseline)
+    other = None if baseline == BASE else baseline_dir(baseline, [run_dir])
     chosen = choose_suite([run_dir, *([other] if other else [])], suite)
     before = _results(other, chosen, None) if other else _results(run_dir, chosen, 0)
     after = _results(run_dir, chosen, step)
@@ -40,10 +40,9 @@ def lost_items(
 
 def _results(run_dir: Path, suite: str | None, step: int | None) -> SuiteResults:
     folder = RunDir(run_dir).evals / (suite or "")
-    steps = [found for path in folder.glob("step_*.json") if suite and (found := step_of(path)) is not None]
-    wanted = max(steps, default=None) if step is None else step
-    if wanted is None or wanted not in steps:
+    found = read_suite_results(folder, step) if suite else None
+    if found is None:
         of = "the base" if step == 0 else "any checkpoint" if step is None else f"step {step}"
         fix = "run `cpt eval RUN_DIR/checkpoints/step_N --suite SUITE.yaml`, which evaluates the base, too"
         raise DataError(f"{folder}: no results of {of}; {fix}")
-    return SuiteResults(read_suite_record(record_file(folder, wanted)), folder)
+    return found

@@ -41,6 +41,5 @@ def lines_known(
     overlaps: Mapping[tuple[str, str], frozenset[int]], file: Path, names: Collection[str]
 ) -> frozenset[int]:
     """Lines, from 1, of an item file that are listed under its folder's name or one of ``names``."""
-    stem = file.name.partition(".")[0]
-    found = (overlaps.get((name, stem), frozenset()) for name in {file.parent.name, *names})
+    found = (overlaps.get((name, file.stem), frozenset()) for name in {file.parent.name, *names})
     return frozenset().union(*found)

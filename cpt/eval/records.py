@@ -3,17 +3,28 @@ torch.
 
 ``evals/step_00000500.json`` is strict JSON: a loss that is not finite is null and ``errors`` names its source;
 nothing is left out. Units: loss in nats per counted token; bpb in bits per UTF-8 byte of the text; ppl = exp(loss).
-Refuses files of another shape, with their name.
+Refuses files of another shape, or of another step than their name says.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated
 
-from cpt.rundir import DataError, write_atomic
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+
+from cpt.rundir import DataError, step_of, write_atomic
+
+
+def _finite(value: float | None) -> float | None:
+    """NaN and infinity, which JSON of other tools may have, are unknown."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+Number = Annotated[float | None, AfterValidator(_finite)]
+AGAIN = "delete it and run `cpt eval` again"
 
 
 @dataclass(frozen=True)
@@ -24,21 +35,21 @@ class SourceEval:
     """
 
     group: str
-    loss: float | None
-    bpb: float | None
-    ppl: float | None
+    loss: Number
+    bpb: Number
+    ppl: Number
     tokens: int
     documents: int
-    stderr: float | None = None
+    stderr: Number = None
 
 
 @dataclass(frozen=True)
 class GroupEval:
     """Token-weighted mean over the sources of a group; None where one of its sources has no finite loss."""
 
-    loss: float | None
-    bpb: float | None
-    ppl: float | None
+    loss: Number
+    bpb: Number
+    ppl: Number
     tokens: int
 
 
@@ -52,30 +63,8 @@ class EvalRecord:
     groups: Mapping[str, GroupEval]
     errors: tuple[str, ...] = ()
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str, path: Path) -> Self:
-        """Raises DataError: not JSON, or other keys than this version writes."""
-        try:
-            raw: dict[str, Any] = json.loads(text)
-            return cls(
-                step=int(raw["step"]),
-                tokens_seen=int(raw["tokens_seen"]),
-                sources={name: SourceEval(**_own(SourceEval, value)) for name, value in raw["sources"].items()},
-                groups={name: GroupEval(**_own(GroupEval, value)) for name, value in raw["groups"].items()},
-                errors=tuple(raw.get("errors", ())),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path}: not an evaluation record ({error!r}); delete it and run `cpt eval` again"
-            ) from None
-
-
-def _own(kind: type[SourceEval] | type[GroupEval], value: Mapping[str, Any]) -> dict[str, Any]:
-    optional = {"stderr": value.get("stderr")}  # older files have none
-    return {entry.name: (optional | dict(value))[entry.name] for entry in fields(kind)}
+_RECORD = TypeAdapter(EvalRecord)
 
 
 def bits_per_byte(loss: float | None, tokens_per_byte: float) -> float | None:
@@ -113,16 +102,27 @@ def _group(members: Sequence[SourceEval]) -> GroupEval:
 def write_eval(path: Path, record: EvalRecord) -> None:
     """Write one record atomically, creating the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, record.to_json())
+    write_atomic(path, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
 
 
 def read_eval(path: Path) -> EvalRecord:
-    """Raises DataError: the file is missing, unreadable or of another shape."""
+    """Raises DataError: the file is missing, damaged, of another shape or of another step than its name says."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        record = _RECORD.validate_json(path.read_bytes(), strict=True)
+    except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); run `cpt eval` to write it") from None
-    return EvalRecord.from_json(text, path)
+    except ValidationError as error:
+        raise DataError(f"{path}: not an evaluation record ({_fault(error)}); {AGAIN}") from None
+    if step_of(path) not in (None, record.step):
+        raise DataError(f"{path}: holds the evaluation of step {record.step}; {AGAIN}")
+    return record
+
+
+def _fault(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, fault["loc"]))
+    return f"{field + ': ' if field else ''}{fault['msg']:.200}"
 
 
 def read_evals(folder: Path) -> list[EvalRecord]:

@@ -28,7 +28,7 @@ from cpt.checkpoint.marker import (
 )
 from cpt.checkpoint.upload import missing_driver
 from cpt.eval.claims import UrlClaim, UrlClaims
-from cpt.eval.results import record_file
+from cpt.eval.results import read_suite_record, record_file
 from cpt.eval.watched_run import Partial, Sight, finished_step
 from cpt.problems import ConfigError, Problem
 from cpt.rundir import DataError, RunDir, step_name, step_of, write_atomic
@@ -60,6 +60,7 @@ class RemoteRun:
                 raise DataError(f"{url}: not a run folder, it has neither config.yaml nor checkpoints")
         self._claims = UrlClaims(self._filesystem, f"{self._root}/evals/{suite}/claims")
         self._promises: dict[int, Promises] = {}
+        self._brought: set[str] = set()  # records that lay there at the last look, and lie here as they were
         self.results.mkdir(parents=True, exist_ok=True)
 
     def __str__(self) -> str:
@@ -78,19 +79,18 @@ class RemoteRun:
             there = self._names(self._far(""))
             for path in (self.rundir.config, self.rundir.plan, self.rundir.environment, self.rundir.events):
                 if path.name in there:
-                    self._filesystem.get_file(f"{self._root}/{path.name}", str(path))
-            self._sent = self._names(self._far_result(""))
-            for name in self._sent:
-                if step_of(Path(name)) is not None and not (self.results / name).exists():
-                    self._filesystem.get_file(self._far_result(name), str(self.results / name))
+                    self._bring_file(f"{self._root}/{path.name}", path)
+            self._bring_records()
             self._fetch_results("failed", self._names(self._far_result("failed")))
-        evaluated = frozenset(step for step in complete | {0} if f"{step_name(step)}.json" in self._sent)
+        evaluated = frozenset(step for step in complete | {0} if self._is_brought(step))
         return Sight(frozenset(complete), evaluated, partial, finished_step(self.rundir))
 
     def has_results(self, step: int) -> bool:
-        """Whether its record has arrived there by now."""
+        """Whether a record that can be read has arrived there by now; any other is written anew."""
         with self._asking():
-            return bool(self._filesystem.exists(self._far_result(record_file(self.results, step).name)))
+            self._filesystem.invalidate_cache()
+            self._bring_records()
+        return self._is_brought(step)
 
     def is_claimed(self, step: int) -> bool:
         with self._asking():
@@ -114,7 +114,7 @@ class RemoteRun:
     def has_unsent(self, step: int) -> bool:
         """Whether results lie here that could not be sent."""
         record = record_file(self.results, step)
-        return record.is_file() and record.name not in self._sent
+        return record.is_file() and record.name not in self._brought
 
     def publish(self, files: Sequence[Path]) -> None:
         """Send these files of ``results``, in this order; those that are not here any more are removed there."""
@@ -145,6 +145,35 @@ class RemoteRun:
             run_config = read_json(folder / META).get("run_config")
             write_atomic(self.rundir.config, yaml.safe_dump(run_config))
 
+    def _bring_records(self) -> None:
+        """Make the records here those there, but for what could not be sent: one that was deleted there, to have it
+        measured again, must not go back.
+        """
+        there = {
+            name: size for name, size in self._names(self._far_result("")).items() if step_of(Path(name)) is not None
+        }
+        for name in self._brought - there.keys():
+            (self.results / name).unlink(missing_ok=True)
+        for name, size in there.items():
+            here = self.results / name
+            if not here.is_file() or here.stat().st_size != size:
+                self._bring_file(self._far_result(name), here)
+        self._brought = set(there)
+
+    def _is_brought(self, step: int) -> bool:
+        record = record_file(self.results, step)
+        if record.name not in self._brought:
+            return False
+        try:
+            read_suite_record(record)
+        except DataError:  # damaged, or of another version
+            return False
+        return True
+
+    def _bring_file(self, there: str, here: Path) -> None:
+        """A small file, whole or not at all."""
+        write_atomic(here, self._filesystem.cat_file(there))
+
     def _fetch_results(self, folder: str, there: Mapping[str, int]) -> None:
         """Make ``results/folder`` here what it is there."""
         here = self.results / folder
@@ -154,7 +183,7 @@ class RemoteRun:
                 path.unlink()
         for name in there:
             _check_name(name, folder)
-            self._filesystem.get_file(self._far_result(f"{folder}/{name}"), str(here / name))
+            self._bring_file(self._far_result(f"{folder}/{name}"), here / name)
 
     def _list_checkpoints(self) -> dict[int, dict[str, int]]:
         """By step: file -> bytes."""

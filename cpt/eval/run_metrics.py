@@ -67,8 +67,10 @@ def _over(found: Measurement, base: float | None) -> Measurement:
 def _of_change(change: Difference | None, why: str) -> Measurement:
     if change is None:
         return Measurement(None, why=why)
-    known = change.value is not None
-    return Measurement(change.value, change.low, change.high, why="" if known else f"{NOT_FINITE}; {why}")
+    if change.value is None:
+        finite = change.before is not None and change.after is not None
+        return Measurement(None, why=why if finite else f"{NOT_FINITE}; {why}")
+    return Measurement(change.value, change.low, change.high)
 
 
 def _worst(evals: Path, comparison: Comparison) -> Measurement:
@@ -106,6 +108,6 @@ def _level(value: float | None, stderr: float | None) -> Measurement:
 
 def _changes(levels: Iterable[str], rows: Iterable[Row], run: RunComparison) -> dict[str, Measurement]:
     """Of every level, what became of it; only a task's primary metric is compared."""
-    why = "; ".join(run.notes) or "only a task's primary metric is compared"
+    why = "; ".join(run.notes) or "only a task's primary metric is compared, a perplexity as log_perplexity"
     absent = {f"{name}.change": Measurement(None, why=why) for name in levels}
     return absent | {f"{row.name}.{row.metric}.change": _of_change(row.change, why) for row in rows}

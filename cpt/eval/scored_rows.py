@@ -12,8 +12,9 @@ Worked example, prompt ``a b`` with the answers ``c d`` and ``e``, prompt ``f`` 
     asked       after place 1: c (wanted token 0), after 2: d (1), after 4: e (2), after 5: g (3)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,8 +62,10 @@ def row_length(questions: Sequence[Question], seq_len: int, *, shared_by: int = 
     return max(seq_len, -(-longest // shared_by) * shared_by)
 
 
-def asking_rows(questions: Sequence[Question], seq_len: int) -> list[AskingRow]:
-    """Rows of ``seq_len`` tokens that ask every question once, the longest ones first; the same for the same list."""
+def asking_rows(questions: Sequence[Question], seq_len: int) -> list[Callable[[], AskingRow]]:
+    """What makes the rows of ``seq_len`` tokens that ask every question once, the longest ones first; the same for the
+    same list. A rank makes its own rows, one pass at a time: all of them would be gigabytes for 10^5 items.
+    """
     asked_by: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}  # number of the first wanted token
     number = 0
     for each in questions:
@@ -73,10 +76,10 @@ def asking_rows(questions: Sequence[Question], seq_len: int) -> list[AskingRow]:
     if not documents:
         return []
     order, row_starts = best_fit(np.array([len(document) for document in documents], dtype=np.int64), seq_len)
-    rows = []
+    rows: list[Callable[[], AskingRow]] = []
     for first, last in zip(row_starts[:-1].tolist(), row_starts[1:].tolist(), strict=True):
         chosen = [documents[index] for index in order[first:last].tolist()]
-        rows.append(_row(chosen, [asked_by[document] for document in chosen], seq_len))
+        rows.append(partial(_row, chosen, [asked_by[document] for document in chosen], seq_len))
     return rows
 
 

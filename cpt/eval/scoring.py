@@ -144,7 +144,7 @@ class Scorer:
                 self._in_passes = False
                 raise StoppedError
             start = first + place.reader * rows_per_pass
-            own = [rows[number] if number < len(rows) else blank for number in range(start, start + rows_per_pass)]
+            own = [rows[number]() if number < len(rows) else blank for number in range(start, start + rows_per_pass)]
             self._pass(own, scores)
         if place.world_size > 1:
             dist.all_reduce(scores)  # each was filled in by one rank, and is 0 on the others

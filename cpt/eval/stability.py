@@ -15,15 +15,10 @@ Evaluations without a finite value are left out. Time is linear in the number of
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from cpt.eval.records import EvalRecord
-from cpt.eval.results import SuiteRecord
-from cpt.eval.retention import DOMAIN
 
 WINDOWS = (10, 100)  # evaluations; those of the paper
 
@@ -56,9 +51,6 @@ class Stability:
     worst: float | None
     worst_case: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def measure_stability(
     steps: Sequence[int], old: Mapping[str, Values], current: Values | None, *, higher_is_better: bool
@@ -88,28 +80,6 @@ def measure_course(steps: Sequence[int], values: Values, *, higher_is_better: bo
     )
 
 
-def loss_stability(records: Sequence[EvalRecord]) -> Stability | None:
-    """Of the held-out losses of a run, in any order: every group but the domain is an old task. None without one."""
-    ordered = sorted(records, key=lambda record: record.step)
-    names = sorted({name for record in ordered for name in record.groups})
-    series = {
-        name: [None if (group := record.groups.get(name)) is None else group.loss for record in ordered]
-        for name in names
-    }
-    return _of_groups([record.step for record in ordered], series, higher_is_better=False)
-
-
-def accuracy_stability(records: Sequence[SuiteRecord]) -> Stability | None:
-    """The same of the accuracies of a suite's groups."""
-    ordered = sorted(records, key=lambda record: record.step)
-    names = sorted({name for record in ordered for name, group in record.groups.items() if group.tasks})
-    series = {
-        name: [None if (group := record.groups.get(name)) is None else group.accuracy for record in ordered]
-        for name in names
-    }
-    return _of_groups([record.step for record in ordered], series, higher_is_better=True)
-
-
 def largest_fall(values: Sequence[float] | NDArray[np.float64], window: int) -> float | None:
     """Largest ``values[a] - values[b]`` with ``a <= b < a + window``; None of fewer than two values.
 
@@ -130,11 +100,6 @@ def largest_fall(values: Sequence[float] | NDArray[np.float64], window: int) -> 
     last = np.arange(width, width + number)
     highest = np.maximum(forward[last], backward[last - width + 1])
     return float((highest - series).max())
-
-
-def _of_groups(steps: Sequence[int], series: Mapping[str, Values], *, higher_is_better: bool) -> Stability | None:
-    old = {name: values for name, values in series.items() if name != DOMAIN}
-    return measure_stability(steps, old, series.get(DOMAIN), higher_is_better=higher_is_better) if old else None
 
 
 def _mean(values: Values) -> float | None:

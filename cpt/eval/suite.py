@@ -138,7 +138,7 @@ def load_suite(path: Path) -> Suite:
     try:
         suite = Suite.model_validate(raw, context={"folder": path.absolute().parent})
     except ValidationError as error:
-        raise ConfigError(*(_problem(path, detail) for detail in error.errors())) from None
+        raise ConfigError(*(_problem(path, detail) for detail in _causes(error))) from None
     if found := [*_double_names(suite), *_missing_files(suite), *_idle_fields(suite)]:
         raise ConfigError(*found)
     return suite
@@ -188,6 +188,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(Problem(str(path), None, rule, fix)) from None
 
 
+def _causes(error: ValidationError) -> list[Any]:
+    """Pydantic's errors but those which follow from others: without its faulty tasks a group is "too short", too."""
+    details = error.errors()
+    around = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
+    return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in around]
+
+
 def _problem(path: Path, detail: Any) -> Problem:
     """One of pydantic's errors in our words, with the field as the file has it: ``groups.general.0.prompt``."""
     location = [str(part) for part in detail["loc"]]
@@ -226,7 +233,7 @@ def _missing_files(suite: Suite) -> Iterator[Problem]:
     files = [(f"{place}.{field}", path) for place, task in _places(suite) for field, path in task.paths().items()]
     for field, path in [*files, *([("overlaps", suite.overlaps)] if suite.overlaps else [])]:
         if not path.is_file():
-            names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            names = [entry.name for entry in path.parent.iterdir() if entry.is_file()] if path.parent.is_dir() else []
             near = difflib.get_close_matches(path.name, names, n=1)
             hint = f"did you mean {path.parent / near[0]}?" if near else "paths are relative to the suite's file"
             yield Problem(field, str(path), "no such file", hint)

@@ -4,7 +4,6 @@ Owns which field is taken for what, unless a template says so; the result is a Y
 items without a field that it knows for a part of the task, naming the fields that there are.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from cpt.eval.suite import Kind, LocalTask, Suite, load_suite
-from cpt.eval.task_files import write_local_task
+from cpt.eval.task_files import items_of, write_local_task
 from cpt.problems import ConfigError, Problem
 from cpt.rundir import DataError, write_atomic
 from data_tools.decontaminate.protected_texts import read_records
@@ -75,8 +75,7 @@ def _first_as_seen(suite: Suite) -> dict[str, Any]:
     assert isinstance(task, LocalTask), "a draft has one task, over a local file"
     with TemporaryDirectory() as folder:
         write_local_task(task, Path(folder))
-        with (Path(folder) / f"{task.name}.items.jsonl").open(encoding="utf-8") as lines:
-            found: dict[str, Any] = json.loads(next(lines))
+        [found] = pq.read_table(items_of(task, Path(folder))).slice(0, 1).to_pylist()
     return {name: value for name, value in found.items() if name != "line" and value != ""}
 
 

@@ -71,11 +71,12 @@ def keep_outcome(
 
 def check_same_suite(folder: Path, suite: Suite, *, field: str) -> None:
     """Raises ConfigError where ``folder`` holds results of another suite; ``field`` is what names the suite."""
+    wanted = suite_hash(suite)  # reads every file of items
     for path in sorted(folder.glob("step_*.json")):
         try:
             found = read_suite_record(path).suite_hash
         except DataError:  # damaged, or of another version: it is written anew, and says nothing of the suite
             continue
-        if found != suite_hash(suite):
+        if found != wanted:
             rule = f"another suite of this name, with other tasks or items, has results in {folder}"
             raise ConfigError(Problem(field, suite.name, rule, "give this one another name, or move those away"))

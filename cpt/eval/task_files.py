@@ -2,8 +2,10 @@
 
 A local task becomes two files that the plain ``lm_eval --include_path FOLDER`` reads, too:
 
-    NAME.items.jsonl   every item as the model sees it: prompt, choices, answer, subset, and its line in the user's file
-    NAME.yaml          the task over these fields
+    NAME.items.parquet   every item as the model sees it: prompt, choices, answer, subset, its line in the user's file
+    NAME.yaml            the task over these fields
+
+The items are a table because a reader of JSON guesses types: answers that all look like dates come back as dates.
 
 Templates are rendered here, in jinja's sandbox, so that a fault names file, line and field, and nothing that came with
 data is run. A template that is one expression, ``"{{choices}}"``, gives its value rather than its text. One of
@@ -11,14 +13,15 @@ lm_eval's own tasks keeps its YAML, which is included, and reads local files in 
 Refuses items without a field that a template names, without choices, or with an answer that is none of them.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
-from jinja2 import TemplateError
+from jinja2 import TemplateError, UndefinedError
 from jinja2.runtime import StrictUndefined, Undefined
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -40,13 +43,18 @@ def write_local_task(task: LocalTask, folder: Path) -> Path:
         DataError: the first faults of the items, each with file, line and field.
     """
     render = _renderer(task)
-    files = {"test": folder / f"{task.name}.items.jsonl"}
+    files = {"test": items_of(task, folder)}
     _write_items(files["test"], _rendered(task.file, render))
     if task.fewshot_file is not None:
-        files["fewshot"] = folder / f"{task.name}.fewshot.jsonl"
+        files["fewshot"] = folder / f"{task.name}.fewshot.parquet"
         _write_items(files["fewshot"], _rendered(task.fewshot_file, render))
     raw = {"task": task.name, **_dataset(files, folder), **_scoring(task), "num_fewshot": task.num_fewshot}
     return _write_yaml(folder / f"{task.name}.yaml", raw)
+
+
+def items_of(task: LocalTask, folder: Path) -> Path:
+    """Where ``write_local_task`` puts the items that are scored."""
+    return folder / f"{task.name}.items.parquet"
 
 
 def write_named_task(task: NamedTask, original: Path, folder: Path) -> Path:
@@ -59,21 +67,26 @@ def write_named_task(task: NamedTask, original: Path, folder: Path) -> Path:
     return _write_yaml(folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task.label)}.yaml", raw)
 
 
-def check_named_items(task: NamedTask) -> None:
-    """Whether the local files of one of lm_eval's tasks can be read, and every item has the fields of the first one.
+def check_named_items(task: NamedTask) -> list[int]:
+    """Whether the local files of one of lm_eval's tasks can be read, and every item has the fields of the first one;
+    returns the lines, from 1, of the items to score, none without a file.
 
     Raises:
         DataError: with file, line and field.
     """
-    for path in task.paths().values():
+    lines: dict[str, list[int]] = {}
+    for field_of_suite, path in task.paths().items():
         faults, wanted = [], None
         for line, record in _records(path):
-            wanted = wanted or list(record)
+            lines.setdefault(field_of_suite, []).append(line)
+            if wanted is None:
+                wanted = [field for field, value in record.items() if value is not None]
             faults += [_fault(path, line, field, "is missing; the first item has it") for field in wanted
                        if record.get(field) is None]  # fmt: skip
         _raise_first(faults)
         if wanted is None:
             raise DataError(f"{path}: holds no items; write one per line")
+    return lines.get("data.test", [])
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -121,7 +134,7 @@ def _raise_first(faults: list[str]) -> None:
 
 
 def _write_items(path: Path, items: list[Item]) -> None:
-    write_atomic(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    pq.write_table(pa.Table.from_pylist(items), path)
 
 
 # --- templates --------------------------------------------------------------------------------------------------------
@@ -157,7 +170,9 @@ def _renderer(task: LocalTask) -> Callable[[Item], Item]:
 
 def _compile(field: str, template: str) -> Callable[[Item], Any]:
     """A template over an item's fields; one that is a single expression keeps its type."""
-    sandbox = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    sandbox = SandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_not_null
+    )
     inner = template.strip()
     single = inner.startswith("{{") and inner.endswith("}}") and inner.count("{{") == inner.count("}}") == 1
     try:
@@ -168,7 +183,7 @@ def _compile(field: str, template: str) -> Callable[[Item], Any]:
 
     def make(record: Mapping[str, Any]) -> Any:
         try:
-            value = expression(**record) if expression else text.render(**record)
+            value = expression(record) if expression else text.render(record)
         except (TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
             raise _ItemError(field.rpartition(".")[2], f"cannot be made from {template!r}: {error}") from None
         if isinstance(value, Undefined) or value is None:
@@ -176,6 +191,13 @@ def _compile(field: str, template: str) -> Callable[[Item], Any]:
         return value
 
     return make
+
+
+def _not_null(value: Any) -> Any:
+    """What stands in a template's text; jinja would write "None" for a null, as every missing field of a table is."""
+    if value is None:
+        raise UndefinedError("a field is null")
+    return value
 
 
 def _field(record: Item, name: str) -> Any:
@@ -199,7 +221,7 @@ def _check_choices(found: Any) -> list[str]:
     """Raises _ItemError unless there are two or more, each with text."""
     if not isinstance(found, list | tuple):
         raise _ItemError("choices", f"must be a list, not {found!r:.60}")
-    choices = [_text(choice) for choice in found]
+    choices = ["" if choice is None else _text(choice) for choice in found]
     if len(choices) < 2:
         raise _ItemError("choices", f"holds {len(choices)} of them; two are needed to choose from")
     empty = [number for number, choice in enumerate(choices) if not choice.strip()]

@@ -12,7 +12,6 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cpt.checkpoint.marker import read_json
 from cpt.rundir import DataError, step_name, step_of, write_atomic
 
 LONGEST_REASON = 2000
@@ -99,11 +98,19 @@ def read_failures(results: Path) -> dict[int, Failure]:
     Raises:
         DataError: a file that says something else.
     """
-    return dict(_read(path) for path in (results / "failed").glob("step_*.json") if path.exists())
+    paths = (results / "failed").glob("step_*.json")
+    return dict(found for path in paths if (found := _read(path)) is not None)
 
 
-def _read(path: Path) -> tuple[int, Failure]:
-    raw, step = read_json(path), step_of(path)
-    if step is None or raw.keys() != {"tries", "reason"} or type(raw["tries"]) is not int or raw["tries"] < 1:
+def _read(path: Path) -> tuple[int, Failure] | None:
+    """None where another watcher deleted it, for it succeeded."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        raw = None
+    step, known = step_of(path), isinstance(raw, dict) and raw.keys() == {"tries", "reason"}
+    if step is None or not known or type(raw["tries"]) is not int or raw["tries"] < 1:
         raise DataError(f"{path}: does not say how often a checkpoint was tried, and why it failed; delete it")
     return step, Failure(raw["tries"], str(raw["reason"]))

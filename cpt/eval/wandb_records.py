@@ -45,8 +45,12 @@ class WandbRecords:
             )
 
     def close(self) -> None:
-        if self._sink is not None:
+        if self._sink is None:
+            return
+        try:
             self._sink.close()
+        except Exception as error:  # as above
+            print(f"WARNING: wandb did not end well: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
     def _start(self, mode: Mode) -> WandbSink:
         root = self._rundir.root.absolute()

@@ -9,6 +9,7 @@ from cpt.report.plot_svg import LETTER, WIDTH, svg_element
 
 ROW, BAR = 30.0, 16.0
 LINE = 19.0  # of the key under the bars
+PALE = 0.8  # strength: numbers on a paler colour are dark
 NARROW = 0.09  # of the bar: a smaller share has no room for its number
 
 
@@ -66,7 +67,7 @@ def _segments(
         title = f"<title>{escape(part.word)}: {share:.1%}</title>"
         found.append(f'<g class="part"><rect {box} style="{_fill(part)}"/>{_hatch(name, part, box)}{title}')
         if share >= NARROW and height > 10 and not part.hatched:
-            ink = "page" if part.strength > 0.5 else "ink"
+            ink = "page" if part.strength > PALE else "ink"
             found.append(
                 f'<text class="in" text-anchor="middle" x="{left + width / 2:.1f}" y="{top + height - 4.4:.1f}" '
                 f'style="fill:var(--{ink})">{share:.0%}</text>'

@@ -17,7 +17,7 @@ from cpt.eval.significance import Difference
 from cpt.eval.stability import Course, Stability, measure_stability
 from cpt.report.cells import NO_VALUE, Row, Table
 from cpt.report.outcomes import Outcomes, Point, Points
-from cpt.report.plot_svg import plot_chart
+from cpt.report.plot_svg import is_crowded, plot_chart
 from cpt.report.plots import Axis, Chart, Plot, Series
 from cpt.report.summary import Summary
 from cpt.report.verdict import interval_text
@@ -129,10 +129,17 @@ def accuracy_charts(runs: Sequence[Summary], outcomes: Outcomes) -> list[Chart]:
         for number, (title, words, group) in enumerate((*wanted, copying), start=1):
             if series := _series(runs, points, group):
                 caption = "Share of passages" if group is None else "Mean over the tasks of the group"
+                caption += told_band(series)
                 plot = Plot(Axis("tokens seen", "tokens"), Axis(words, "share"), series)
                 name = f"accuracy_{place}_{number}"
-                found.append(plot_chart(name, title, f"{caption}, with a band of two standard errors.", [plot]))
+                found.append(plot_chart(name, title, caption, [plot]))
     return found
+
+
+def told_band(series: Sequence[Series]) -> str:
+    """The end of a caption: whether the curves have bands."""
+    has_band = not is_crowded(series) and any(item.low is not None and len(item.points) > 1 for item in series)
+    return ", with a band of two standard errors." if has_band else "."
 
 
 def _series(runs: Sequence[Summary], points: Points, group: str | None) -> tuple[Series, ...]:
@@ -179,7 +186,8 @@ def stability_table(item: Summary, points: Mapping[str, tuple[Point, ...]]) -> T
     rows = [row if row.heading else Row((*row.cells, *[""] * (len(head) - len(row.cells)))) for row in rows]
     note = (
         "Worst: lowest accuracy or highest loss at any evaluation. WF and WP: the largest fall and rise of what is "
-        "good within so many evaluations (arXiv 2205.13452)."
+        "good within so many evaluations. min-ACC: the mean of the lowest accuracies outside the domain; WC-ACC: their "
+        "mean with the final one of the domain (arXiv 2205.13452)."
     )
     return Table(f"Stability: {item.label}", head, tuple(rows), note=note)
 

@@ -16,7 +16,6 @@ A line counts only while no later line has the same or a smaller step, so the 30
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from cpt.plan import Group, Plan, read_plan
 from cpt.recommendation import Recommendation, read_recommendation
 from cpt.report.goodput import Goodput, measure
-from cpt.report.reading import Record, count, number, parse_object, read_lines, read_object
+from cpt.report.reading import Record, count, load_object, number, read_lines, read_object
 from cpt.rundir import DataError, RunDir, step_of
 
 FloatArray = NDArray[np.float64]
@@ -113,7 +112,6 @@ class Run:
     events: tuple[Event, ...]
     evaluations: tuple[Evaluation, ...]
     checkpoint: Path | None
-    wall_seconds: float
     goodput: Goodput
     warnings: tuple[str, ...]
 
@@ -128,6 +126,11 @@ class Run:
         """The end of a run that was extended since is none."""
         last = self.plan.num_steps if self.plan else 0
         return any(event.kind == "finish" and (event.step or 0) >= last for event in self.events)
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the first start to the last word, pauses on request left out; NaN if no times are known."""
+        return self.goodput.wall_seconds or math.nan
 
     @property
     def steps_done(self) -> int:
@@ -195,11 +198,15 @@ def collect_run(root: Path) -> Run:
         events=events,
         evaluations=_read_evaluations(paths, warnings),
         checkpoint=_last_checkpoint(paths, events),
-        wall_seconds=_wall_seconds(lines, events),
         goodput=measure(said, lines),
         warnings=(),
     )
     return Run(**{**vars(run), "warnings": (*warnings, *_state_warnings(run))})
+
+
+def is_base_alone(run: Run) -> bool:
+    """Evaluated at step 0 and nowhere else."""
+    return [each.step for each in run.evaluations] == [0]
 
 
 def setting(config: Mapping[str, Any], dotted: str) -> Any:
@@ -222,6 +229,15 @@ def _check_is_run_folder(paths: RunDir) -> None:
         )
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, which ``cpt`` never writes: with them a few lines stand for gigabytes, or for themselves."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, which no config of `cpt` has")
+        return super().compose_node(parent, index)
+
+
 def _read_config(path: Path, warnings: list[str]) -> tuple[str, Record]:
     # Read as plain YAML, not through the config schema: a report must open a run that an older version wrote.
     if not path.exists():
@@ -229,8 +245,8 @@ def _read_config(path: Path, warnings: list[str]) -> tuple[str, Record]:
         return "", {}
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        config = _PlainLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-02-30
         warnings.append(f"config.yaml cannot be read ({' '.join(str(error).split())}): settings are unknown.")
         return text, {}
     return text, config if isinstance(config, dict) else {}
@@ -314,7 +330,7 @@ def _to_events(lines: Sequence[Record]) -> tuple[Event, ...]:
     return tuple(
         Event(
             time=number(line.get("time")),
-            step=line["step"] if isinstance(line.get("step"), int) else None,
+            step=line["step"] if isinstance(line.get("step"), int) and math.isfinite(number(line["step"])) else None,
             kind=str(line.get("event", "unnamed")),
             details={key: value for key, value in line.items() if key not in ("time", "step", "event")},
         )
@@ -326,7 +342,7 @@ def _read_evaluations(paths: RunDir, warnings: list[str]) -> tuple[Evaluation, .
     files = sorted(file for file in paths.evals.glob("step_*.json") if step_of(file) is not None)
     evaluations = []
     for file in files:
-        record = parse_object(file.read_bytes())
+        record = load_object(file)
         if record is None or not isinstance(record.get("groups"), dict) or not isinstance(record.get("sources"), dict):
             warnings.append(f"evals/{file.name} cannot be read and was left out.")
         else:
@@ -362,14 +378,6 @@ def _last_checkpoint(paths: RunDir, events: Sequence[Event]) -> Path | None:
     return next((path for step in saved if (path := paths.checkpoint(step)).is_dir()), None)
 
 
-def _wall_seconds(lines: Sequence[Record], events: Sequence[Event]) -> float:
-    """Seconds from first to last record, without the time before a resume or a change; NaN if no times are known."""
-    times = [(number(line.get("time")), "step") for line in lines] + [(event.time, event.kind) for event in events]
-    known = sorted(item for item in times if math.isfinite(item[0]))
-    pauses = ("resume", "extended", "mix_changed")
-    return sum(b - a for (a, _), (b, kind) in pairwise(known) if kind not in pauses) if len(known) > 1 else math.nan
-
-
 def _state_warnings(run: Run) -> list[str]:
     found = []
     if not run.finished:
@@ -378,10 +386,9 @@ def _state_warnings(run: Run) -> list[str]:
             f"The run is not finished: it stands at step {run.steps_done:,}{planned}. Continue it with `cpt "
             f"resume {run.root}`."
         )
-    if not run.evaluations:
-        found.append(
-            f"No evaluation yet: gain and forgetting are unknown. Run `cpt eval` on a checkpoint of {run.root}."
-        )
+    if not run.evaluations or is_base_alone(run):
+        what = "Only the base is evaluated" if run.evaluations else "No evaluation yet"
+        found.append(f"{what}: gain and forgetting are unknown. Run `cpt eval` on a checkpoint of {run.root}.")
     elif run.evaluations[0].step != 0:
         found.append("No evaluation at step 0: gain and forgetting need the base's loss. Add 0 to eval.at_steps.")
     if any(not math.isfinite(loss) for item in run.evaluations for loss in item.groups.values()):

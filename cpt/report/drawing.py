@@ -10,15 +10,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cpt.report.collect import FloatArray
-from cpt.report.palette import LIGHT, RUNS_LIGHT, THEMES, short, tick
+from cpt.report.palette import LIGHT, RUNS_LIGHT, THEMES, short
 from cpt.report.plots import Chart
 
 WIDTH, HEIGHT, FONT = 460.0, 290.0, 12.0  # SVG units; at 360 px on a phone the letters are 9 px tall
@@ -50,45 +48,19 @@ def run_colour(index: int) -> str:
     return STAND_INS[f"run{index % len(RUNS_LIGHT)}"]
 
 
-def blank(x_label: str, y_label: str, *, height: float = HEIGHT, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
+def blank(x_label: str, y_label: str, *, height: float = HEIGHT) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
-    axes = figure.add_subplot()
-    _dress(axes, x_label, y_label, grid)
     figure.patch.set_visible(False)
-    return figure, axes
-
-
-def _dress(axes: Axes, x_label: str, y_label: str, grid: Literal["x", "y"]) -> None:
+    axes = figure.add_subplot()
     axes.set_xlabel(x_label, color=ink("soft"), fontsize=FONT)
     axes.set_ylabel(y_label, color=ink("soft"), fontsize=FONT)
     axes.tick_params(length=0, pad=5, labelsize=FONT, labelcolor=ink("soft"))
     axes.patch.set_visible(False)
-    axes.grid(axis=grid, color=ink("grid"), linewidth=1)
+    axes.grid(axis="y", color=ink("grid"), linewidth=1)
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if x_label == "tokens seen":
-        axes.xaxis.set_major_formatter(FuncFormatter(tick))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-
-
-def write_beside(axes: Axes, place: tuple[float, float], text: str, **style: Any) -> None:
-    """Text next to a data point; ``offset`` in points. Maths is off: a run called ``a$b$`` is a name, not a formula."""
-    axes.annotate(
-        short(text),
-        place,
-        xycoords=style.get("coordinates", "data"),
-        xytext=style.get("offset", (0, 0)),
-        textcoords="offset points",
-        ha=style.get("side", "left"),
-        va=style.get("level", "baseline"),
-        color=style["colour"],
-        fontsize=FONT,
-        fontweight="bold" if style.get("bold") else "normal",
-        parse_math=False,
-        annotation_clip=False,
-        zorder=6,
-    )
+    return figure, axes
 
 
 def label_right(axes: Axes, labels: Sequence[EndLabel]) -> None:
@@ -103,16 +75,19 @@ def label_right(axes: Axes, labels: Sequence[EndLabel]) -> None:
         places.append(max(min(max(label.y, low), high), places[-1] + gap if places else low))
     surplus = max(0.0, places[-1] - high)
     for label, place in zip(ordered, places, strict=True):
-        at = (1.0, place - surplus)
-        write_beside(
-            axes,
-            at,
-            label.text,
-            colour=label.colour,
-            coordinates=("axes fraction", "data"),
-            offset=(6, 0),
-            level="center",
-            bold=True,
+        axes.annotate(
+            short(label.text),
+            (1.0, place - surplus),
+            xycoords=("axes fraction", "data"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=label.colour,
+            fontsize=FONT,
+            fontweight="bold",
+            parse_math=False,  # a run called a$b$ is a name, not a formula
+            annotation_clip=False,
+            zorder=6,
         )
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpt.report.bars import Bar, Part, stacked_bars
-from cpt.report.benchmark_views import accuracy_charts
+from cpt.report.benchmark_views import accuracy_charts, told_band
 from cpt.report.cells import duration
 from cpt.report.goodput_views import goodput_chart
 from cpt.report.guard_marks import event_marks, told_marks
 from cpt.report.outcomes import Outcomes
-from cpt.report.plot_svg import plot_chart
-from cpt.report.plots import Axis, Chart, FloatArray, Plot, Series, finite_points, running_mean
+from cpt.report.plot_svg import is_crowded, plot_chart
+from cpt.report.plots import HUGE, Axis, Chart, FloatArray, Plot, Series, finite_points, running_mean
 from cpt.report.promise import promise_chart
 from cpt.report.summary import Summary, scaled
 from cpt.report.trade_off import retention_plane
@@ -86,14 +86,19 @@ def loss_of_source(runs: Sequence[Summary], source: str, number: int) -> Chart |
     if limits is None:
         return None
     group = next((item.groups[source] for item in runs if source in item.groups), "unknown")
-    has_band = any(item.low is not None and len(item.points) for item in series)
-    caption = "Line: training loss, running mean; light: every logged step. Markers on thin lines: held-out loss"
-    caption += ", with a band of two standard errors." if has_band else "."
+    caption = "Line: training loss, running mean" + told_noise(series)
+    if any(item.style == "held_out" and len(item.points) for item in series):
+        caption += " Markers on thin lines: held-out loss" + told_band(series)
     marks = event_marks(runs)
     y = Axis("loss (nats per token)", limits=limits)
     plot = Plot(TOKENS, y, _filled(series), marks)
     title = f"Loss on {source} ({group})"
     return plot_chart(f"loss_{number}_{source}", title, caption + told_marks(marks), [plot])
+
+
+def told_noise(series: Sequence[Series]) -> str:
+    """The end of a caption: what else than the running mean is drawn."""
+    return "." if is_crowded(series) else "; light: every logged step."
 
 
 def shares(runs: Sequence[Summary]) -> Chart | None:
@@ -114,12 +119,11 @@ def learning_rate(runs: Sequence[Summary]) -> Chart | None:
 
 
 def gradient_norm(runs: Sequence[Summary]) -> Chart | None:
-    caption = "Of the gradient, before clipping. Running mean; light: every logged step."
-    return _over_tokens(runs, "grad_norm", ("Gradient norm", "gradient norm"), caption)
+    return _over_tokens(runs, "grad_norm", ("Gradient norm", "gradient norm"), "Of the gradient, before clipping.")
 
 
 def throughput(runs: Sequence[Summary]) -> Chart | None:
-    caption = "While training, without evaluations and checkpoints. Running mean; light: every logged step."
+    caption = "While training, without evaluations and checkpoints."
     return _over_tokens(runs, "tokens_per_second", ("Throughput", "tokens per second"), caption)
 
 
@@ -156,7 +160,7 @@ def mixture(runs: Sequence[Summary]) -> Chart | None:
         return None
     title = "Mixture, realised and planned"
     caption = "Shares of the tokens trained on. The thin bar below is the plan; at the right: tokens trained on."
-    return Chart("mixture", title, caption, stacked_bars("mixture", title, parts, bars))
+    return Chart("tokens_by_source", title, caption, stacked_bars("tokens_by_source", title, parts, bars))
 
 
 def _of_sum(tokens: dict[str, float]) -> dict[str, float]:
@@ -172,7 +176,7 @@ def _held_out(item: Summary, source: str) -> tuple[FloatArray, FloatArray]:
     """Held-out losses [N, 2] over tokens, and half the width of their bands [N]: NaN where no error is known."""
     found = [(e.tokens_seen, e.sources[source]) for e in item.run.evaluations if source in e.sources]
     rows = np.array([(tokens, each.loss, TWO_ERRORS * each.stderr) for tokens, each in found]).reshape(-1, 3)
-    rows = rows[np.isfinite(rows[:, :2]).all(axis=1)]
+    rows = rows[np.isfinite(rows[:, 0]) & (np.abs(rows[:, 1]) < HUGE)]
     return rows[:, :2], rows[:, 2]
 
 
@@ -188,6 +192,7 @@ def _over_tokens(runs: Sequence[Summary], column: str, words: tuple[str, str], c
     drawn = _filled(series)
     if not drawn:
         return None
+    caption += "" if exact else " Running mean" + told_noise(drawn)
     if exact and len(drawn) > 1 and all(np.array_equal(item.points, drawn[0].points) for item in drawn):
         caption, drawn = f"{caption} All runs share one curve.", drawn[:1]
     marks = event_marks(runs)

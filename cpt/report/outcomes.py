@@ -103,7 +103,7 @@ def _point(path: Path) -> Point:
     Raises:
         DataError: as ``read_suite_record``.
     """
-    raw = reading.parse_object(path.read_bytes()) or {}
+    raw = reading.load_object(path) or {}
     groups = raw.get("groups")
     if raw.get("format_version") != FORMAT_VERSION or raw.get("step") != step_of(path) or not isinstance(groups, dict):
         read_suite_record(path)

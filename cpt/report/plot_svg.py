@@ -7,15 +7,16 @@ is drawn narrow enough to be read on a phone and scales up. ``templates/page.js`
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
 import numpy as np
 
-from cpt.report.palette import DASHES, MARKERS, RUNS_LIGHT, THEMES, short, tick
+from cpt.report.palette import DASHES, MARKERS, RUNS_LIGHT, THEMES, short
 from cpt.report.plots import Axis, Chart, FloatArray, Kind, Plot, Series, decimate
+from cpt.report.summary import PREFIXES
 
 WIDTH = 460.0  # SVG units; at 360 px on a phone the letters are 9 px tall
 LETTER = 6.7  # mean width of a letter of 12 units
@@ -33,6 +34,7 @@ SHAPES = {
 CROSS = "m-4-4l8 8m0-8l-8 8"
 # Of a name beside a point, in the order of preference; a negative first number is a name that ends there.
 PLACES = ((9, -8), (-9, -8), (9, 18), (-9, 18), (11, 4), (-11, 4), (9, -22), (-9, -22), (9, 32), (-9, 32))
+LONGEST_NAME = 80  # of a figure: it becomes the name of a file
 FAR = 9999.0  # beyond any frame, and short to write
 Box = tuple[float, float, float, float]
 
@@ -70,7 +72,7 @@ def standalone(chart: Chart) -> str:
 
 def plot_chart(name: str, title: str, caption: str, plots: Sequence[Plot]) -> Chart:
     """A figure of one plot, or of several under one another."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:LONGEST_NAME]
     heights = [plot.height for plot in plots]
     panels = [
         f'<g class="plot" transform="translate(0 {sum(heights[:index]):g})">'
@@ -112,12 +114,19 @@ def tick_text(value: float, step: float, kind: Kind) -> str:
     if abs(value) < step * 1e-6:
         text = "0"
     elif kind == "tokens" or abs(value) >= 1000:
-        text = tick(value)
+        text = _prefixed(value, step)
     elif step < 1e-5:
         text = f"{value:.1e}"
     else:
         text = f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
     return text.replace("-", "\u2212") + ("%" if kind == "share" else "")
+
+
+def _prefixed(value: float, step: float) -> str:
+    """``1.25 M``, with as many digits as neighbours differ in: a reader may zoom far into a long run."""
+    size, unit = next(((size, unit) for size, unit in PREFIXES if abs(value) >= size), (1.0, ""))
+    text = f"{value / size:.{max(0, -math.floor(math.log10(step / size) + 1e-9))}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}".rstrip()
 
 
 def frame_of(plot: Plot) -> Frame:
@@ -171,7 +180,7 @@ def _panel(plot: Plot, clip: str) -> Iterator[str]:
     box = f'x="{frame.left - 6:.1f}" y="{frame.top - 3:.1f}" width="{width:.1f}" height="{height:.1f}"'
     yield f'<clipPath id="{clip}"><rect {box}/></clipPath><g clip-path="url(#{clip})">'
     for item in plot.series:
-        if len(item.points) and not (item.style == "raw" and _is_crowded(plot)):
+        if len(item.points) and not (item.style == "raw" and is_crowded(plot.series)):
             yield f'<g class="series {item.style} {run_classes(item.run)}">{"".join(_drawn(item, plot, frame))}</g>'
     yield "</g>"
     if plot.origin:
@@ -227,7 +236,7 @@ def _drawn(item: Series, plot: Plot, frame: Frame) -> Iterator[str]:
     if item.style == "goal":
         yield from _goal(item, places, frame)
         return
-    if not _is_crowded(plot):
+    if not is_crowded(plot.series):
         yield _band(item, frame)
     if item.style == "crossed":
         yield f'<path class="crosses" d="{"".join(f"M{x:.1f} {y:.1f}{CROSS}" for x, y in places)}"/>'
@@ -240,9 +249,9 @@ def _drawn(item: Series, plot: Plot, frame: Frame) -> Iterator[str]:
         yield from _cross(item, places, frame)
 
 
-def _is_crowded(plot: Plot) -> bool:
-    """So many runs that noise and bands would hide the curves."""
-    return len({item.run for item in plot.series if item.run >= 0}) > MOST_RAW
+def is_crowded(series: Iterable[Series]) -> bool:
+    """So many runs that noise and bands would hide the curves, and are not drawn."""
+    return len({item.run for item in series if item.run >= 0 and len(item.points)}) > MOST_RAW
 
 
 def _dots_of(plot: Plot) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+HUGE = 1e30  # as good as infinite: the page holds its numbers in 32 bits
 
 # line: a strong curve; raw: every logged step, light; held_out: open markers on a thin line; plan: dashed; path: a
 # line with its points, ending in a large marker; front: thin steps; goal: one point with a cross of intervals; crossed:
@@ -112,7 +113,7 @@ def running_mean(curve: FloatArray) -> FloatArray:
 def finite_points(x: FloatArray, y: FloatArray | None) -> FloatArray:
     if y is None:
         return np.empty((0, 2))
-    keep = np.isfinite(x) & np.isfinite(y)
+    keep = np.isfinite(x) & (np.abs(y) < HUGE)
     return np.column_stack([x[keep], y[keep]])
 
 

@@ -14,10 +14,18 @@ def read_object(path: Path, warnings: list[str]) -> Record:
     if not path.exists():
         warnings.append(f"{path.name} is missing.")
         return {}
-    value = parse_object(path.read_bytes())
+    value = load_object(path)
     if value is None:
         warnings.append(f"{path.name} is not a JSON object and was left out.")
     return value or {}
+
+
+def load_object(path: Path) -> Record | None:
+    """The JSON object in a file; None also for a folder, and for a file that is gone since it was listed."""
+    try:
+        return parse_object(path.read_bytes())
+    except OSError:
+        return None
 
 
 def parse_object(raw: bytes) -> Record | None:
@@ -60,4 +68,8 @@ def count(amount: int, noun: str) -> str:
 
 
 def number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    """NaN for whatever is no number, and for an integer beyond all floats."""
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan

@@ -68,14 +68,25 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> ReportPat
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     charts = content.figures.all
-    for stale in set(figures.glob("*.svg")) - {figures / f"{chart.name}.svg" for chart in charts}:
-        stale.unlink()
-    for chart in charts:
-        write_atomic(figures / f"{chart.name}.svg", standalone(chart))
     paths = ReportPaths(html=folder / "index.html", markdown=folder / "report.md")
-    write_atomic(paths.html, _render_html(content))
-    write_atomic(paths.markdown, _render_markdown(content))
+    for stale in _figures_in(paths.markdown) - {figures / f"{chart.name}.svg" for chart in charts}:
+        stale.unlink(missing_ok=True)
+    for chart in charts:
+        _write(figures / f"{chart.name}.svg", standalone(chart))
+    _write(paths.html, _render_html(content))
+    _write(paths.markdown, _render_markdown(content))
     return paths
+
+
+def _figures_in(markdown: Path) -> set[Path]:
+    """The figures of the report that was written there before: what else lies in ``figures/`` is somebody else's."""
+    text = markdown.read_text(encoding="utf-8", errors="replace") if markdown.is_file() else ""
+    found = re.findall(r"^!\[.*\]\((figures/[\w-]+\.svg)\)$", text, re.MULTILINE)
+    return {markdown.parent / name for name in found}
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomic(path, text.encode("utf-8", "replace"))  # JSON may hold half a surrogate pair, UTF-8 may not
 
 
 def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:

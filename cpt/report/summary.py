@@ -61,10 +61,9 @@ class Summary:
         return self.compared.general_forgetting if self.compared else None
 
     def final_loss(self, group: str) -> float:
-        losses = [
-            item.groups[group] for item in self.run.evaluations if math.isfinite(item.groups.get(group, math.nan))
-        ]
-        return losses[-1] if losses else math.nan
+        """After the last step that was evaluated; the base is no end."""
+        losses = [item.groups.get(group, math.nan) for item in self.run.evaluations if item.step > 0]
+        return last_known(np.array(losses))
 
     def median(self, name: str) -> float:
         """Median of one metrics column over the run; NaN if nothing was logged."""

@@ -125,9 +125,9 @@ def _worst_step(item: Summary) -> str:
 
 def _loss_lines() -> Lines:
     return (
-        ("General, base", lambda item: _digits(item.general.base if item.general else math.nan)),
+        ("General, step 0", lambda item: _digits(item.general.base if item.general else math.nan)),
         ("General, final", lambda item: _digits(item.final_loss("general"))),
-        ("Domain, base", lambda item: _digits(item.domain.base if item.domain else math.nan)),
+        ("Domain, step 0", lambda item: _digits(item.domain.base if item.domain else math.nan)),
         ("Domain, final", lambda item: _digits(item.final_loss("domain"))),
     )
 
@@ -322,7 +322,10 @@ def _known(value: float, show: Callable[[float], str]) -> str:
 
 
 def _clock(event: Event) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event.time)) if math.isfinite(event.time) else NO_VALUE
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event.time))
+    except (OverflowError, OSError, ValueError):  # not known, or of no calendar
+        return NO_VALUE
 
 
 def _step(event: Event) -> str:

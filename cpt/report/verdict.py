@@ -12,14 +12,15 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cpt.report.collect import Change, Evaluation, Run
+from cpt.report.collect import Change, Evaluation, Run, is_base_alone
 from cpt.report.plots import pareto_front
 from cpt.report.reading import count
-from cpt.report.summary import Summary, last_known, nats, signed, summarise, tokens_text
+from cpt.report.summary import Summary, last_known, nats, summarise, tokens_text
 
 if TYPE_CHECKING:
     from cpt.eval.comparing import RunComparison
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cpt.eval.significance import Difference
 
 EQUAL_BUDGET = 0.01  # token budgets closer than this are called equal
+LEAST_TIMES = 1.05  # said as a factor
 MANY = 6  # runs; of more, two sentences stand for all of them
 SOME = 4  # names in such a sentence
 
@@ -72,10 +74,11 @@ def overview(runs: Sequence[Run], compared: Mapping[int, "RunComparison"] | None
 
 
 def interval_text(change: "Difference | None", *, scale: float = 1.0, digits: int = 3, lead: str = "") -> str:
-    """``0.031 to 0.049`` after ``lead``; empty where no interval is known."""
+    """``0.031 to 0.049`` after ``lead``; empty where no interval is known. A negative ``scale``: of the fall."""
     if change is None or change.low is None or change.high is None:
         return ""
-    return lead + f"{change.low * scale:.{digits}f} to {change.high * scale:.{digits}f}".replace("-", "\u2212")
+    low, high = sorted((change.low * scale, change.high * scale))
+    return lead + f"{low:.{digits}f} to {high:.{digits}f}".replace("-", "\u2212")
 
 
 def find_reference(summaries: Sequence[Summary]) -> Summary | None:
@@ -86,11 +89,10 @@ def find_reference(summaries: Sequence[Summary]) -> Summary | None:
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Run names; runs of the same name are told apart by a number."""
-    seen: Counter[str] = Counter()
-    labels = []
+    labels: list[str] = []
     for run in runs:
-        seen[run.name] += 1
-        labels.append(run.name if seen[run.name] == 1 else f"{run.name} ({seen[run.name]})")
+        numbered = (f"{run.name} ({number})" for number in range(2, len(runs) + 2))
+        labels.append(next(label for label in chain([run.name], numbered) if label not in labels))
     return labels
 
 
@@ -131,25 +133,34 @@ def _verdict_of_one(item: Summary) -> str:
             for group in ("domain", "general")
             if math.isfinite(item.final_loss(group))
         ]
-        return f"Trained from random weights, so there is no base to forget. Final held-out loss: {', '.join(finals)}."
+        told = f" Final held-out loss: {', '.join(finals)}." if finals else ""
+        return f"Trained from random weights, so there is no base to forget.{told}"
     clauses = []
     if item.domain:
-        verb, sure = "fell" if item.domain.fall >= 0 else "rose", _sureness(item, "domain", with_interval=True)
+        fell = item.domain.fall >= 0
+        verb, sure = "fell" if fell else "rose", _sureness(item, "domain", 1.0 if fell else -1.0)
         moved = f"{item.domain.base:.3f} to {item.domain.final:.3f}"
         clauses.append(f"Domain loss {verb} by {nats(abs(item.domain.fall))} ({moved}{sure}).")
     if item.general:
-        clauses.append(_forgetting_sentence(item.general, _sureness(item, "general", with_interval=True)))
-    return " ".join(clauses) or "Gain and forgetting are unknown: no evaluation of the base."
+        sure = _sureness(item, "general", 1.0 if item.general.rise > 0 else -1.0)
+        clauses.append(_forgetting_sentence(item.general, sure))
+    if clauses:
+        return " ".join(clauses)
+    why = "only the base is evaluated yet" if is_base_alone(item.run) else "no evaluation of the base"
+    return f"Gain and forgetting are unknown: {why}."
 
 
-def _sureness(item: Summary, group: str, *, with_interval: bool = False) -> str:
-    """``; 95% interval 0.031 to 0.049``, ``, within noise``, or nothing where no test is known."""
+def _sureness(item: Summary, group: str, scale: float | None = None) -> str:
+    """``; 95% interval 0.031 to 0.049``, ``, within noise``, or nothing where no test is known. The interval, with a
+    ``scale`` only, is of the gain and of the forgetting at 1, of their opposites at -1.
+    """
     if item.compared is None:
         return ""
     row = next((row for row in item.compared.source_groups if row.name == group), None)
     if row is None or row.word == "not tested":
         return ""
-    told = interval_text(item.compared.domain_gain if group == "domain" else row.change) if with_interval else ""
+    change = item.compared.domain_gain if group == "domain" else row.change
+    told = interval_text(change, scale=scale) if scale else ""
     return (f"; 95% interval {told}" if told else "") + (", within noise" if row.word == "within noise" else "")
 
 
@@ -175,7 +186,7 @@ def _accuracy_clause(row: "Row") -> str:
     change = row.change
     if change.before is None or change.after is None or change.value is None:
         return f"{row.name} accuracy unknown"
-    points = f"{signed(change.value * 100, '')[:-2]} points"
+    points = f"{change.value * 100:+.1f} points".replace("-", "\u2212")
     told = interval_text(change, scale=100, digits=1)
     interval = f", 95% interval {told}" if told else ""
     word = {"drop": ", a drop", "gain": ", a gain"}.get(row.word, f", {row.word}")
@@ -250,8 +261,10 @@ def _verdict_against(item: Summary, reference: Summary) -> str:
     if mine <= 0:
         kept = f"forgot nothing (general loss fell by {nats(-mine)}; {theirs})"
     elif against.forgetting_ratio is not None and against.forgetting_ratio < 1:
-        times = f"{1 / against.forgetting_ratio:.1f} times as much"
-        kept = f"kept general forgetting at {nats(mine)}{_sureness(item, 'general')} ({theirs}, {times})"
+        sure, times = _sureness(item, "general"), 1 / against.forgetting_ratio
+        # A ratio to what may be nothing says nothing.
+        more = f", {times:.1f} times as much" if not sure and times >= LEAST_TIMES else ""
+        kept = f"kept general forgetting at {nats(mine)}{sure} ({theirs}{more})"
     else:
         kept = f"did not reduce general forgetting: {nats(mine)} ({theirs})"
     return f"{item.label} {kept} and {_gain_clause(item.domain, reference.domain, against.gain_given_up)}."
@@ -285,7 +298,7 @@ def _comparison_warnings(summaries: Sequence[Summary], reference: Summary | None
                 f"{item.label} continues another base ({item.run.init_from}) than {reference.label} and is not "
                 "compared with it."
             )
-        if abs(item.tokens / reference.tokens - 1) > EQUAL_BUDGET:
+        if abs(item.tokens - reference.tokens) > EQUAL_BUDGET * reference.tokens:
             found.append(
                 f"{item.label} saw {tokens_text(item.tokens)}, {reference.label} "
                 f"{tokens_text(reference.tokens)}: unequal budgets."

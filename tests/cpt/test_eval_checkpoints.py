@@ -104,6 +104,34 @@ def test_what_is_known_of_a_checkpoint_is_not_scored_again(
     assert again.scored == 0 and again.record == first.record
 
 
+def test_a_tokenizer_that_begins_texts_with_another_token_makes_other_results(
+    run_dir: Path, shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    own = Path(shutil.copytree(shop.root / "tokenizer", tmp_path / "own"))
+    config = run_dir / "config.yaml"
+    config.write_text(config.read_text().replace("tokenizer: null", f"tokenizer: {own}"))
+    run = SuiteRun(small_suite(tmp_path), device="cpu", cache=cache)
+    evaluate_on_suite(last(run_dir), run)
+    text = (own / "tokenizer_config.json").read_text()
+    (own / "tokenizer_config.json").write_text(text.replace('"<s>"', '"w1"'))
+    monkeypatch.setattr(eval_checkpoints, "_export", nothing)
+    with pytest.raises(AssertionError, match="lm_eval was asked"):
+        evaluate_on_suite(last(run_dir), run)
+
+
+def test_a_base_with_a_tokenizer_from_elsewhere_keeps_its_own_files(
+    run_dir: Path, shop: Workshop, tmp_path: Path, cache: Path
+) -> None:
+    base = Path(shutil.copytree(shop.root / "base", tmp_path / "base"))
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer_config.json").write_text('{"kept": true}')
+    config = run_dir / "config.yaml"
+    text = config.read_text().replace("tokenizer: null", f"tokenizer: {shop.root / 'tokenizer'}")
+    config.write_text(text.replace(f"init_from: {shop.root / 'base'}", f"init_from: {base}"))
+    found = evaluate_base(run_dir, SuiteRun(small_suite(tmp_path), device="cpu", cache=tmp_path / "empty"))
+    assert found.scored == 1 and (base / "tokenizer_config.json").read_text() == '{"kept": true}'
+
+
 def test_checkpoints_of_other_weights_have_other_hashes(run_dir: Path) -> None:
     assert checkpoint_hash(last(run_dir)) != checkpoint_hash(run_dir / "checkpoints" / "step_00000004")
 

@@ -4,10 +4,14 @@ import json
 import shlex
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+
+from cpt.eval_tables import render_items, render_suites
 
 Workshop = Any  # the fixtures of tests/conftest.py
 VERBS = ["checkpoints", "init", "watch", "compare", "gate", "items", "documents", "tokens", "sequence"]
@@ -137,6 +141,7 @@ def test_a_suite_may_be_named_by_its_file(workshop: Workshop, run: Path, tmp_pat
         ("--require 'domain_gain >= 0.10'", 2),
         ("RUN RUN --require 'domain_gain >= 0.10'", 2),
         ("RUN/nowhere --require 'domain_gain >= 0.10'", 2),
+        ("RUN --baseline RUN --require 'domain_gain >= 0.10'", 2),
     ],
 )
 def test_a_gate_ends_with_0_met_4_not_met_and_2_not_understood(
@@ -155,6 +160,18 @@ def test_a_gate_shows_the_requirement_what_was_measured_and_why_it_is_not_met(wo
     assert facts["met"] is False and [check["met"] for check in facts["checks"]] == [False, True]
     low, high = facts["checks"][0]["interval"]
     assert low <= facts["checks"][0]["value"] <= high
+
+
+def test_a_gate_says_which_checkpoint_it_judged_and_what_makes_that_doubtful(
+    workshop: Workshop, run: Path, evaluations: Any
+) -> None:
+    evaluations.losses(run, 20, web=2.2, law=2.4)  # its benchmarks lag behind
+    words = ["--require", "domain_gain >= 0.1"]
+    told = " ".join(workshop.cpt(*GATE, run, *words).out.split())
+    assert "law after step 20, against its base" in told
+    assert "note: benchmarks are of step 10, held-out losses of step 20" in told
+    facts = json.loads(workshop.cpt(*GATE, run, *words, "--json").out)
+    assert (facts["suite_step"], facts["loss_step"], len(facts["notes"])) == (10, 20, 1)
 
 
 def test_a_gate_on_what_was_never_measured_is_not_met(workshop: Workshop, tmp_path: Path, evaluations: Any) -> None:
@@ -184,6 +201,27 @@ def test_items_without_results_of_the_base_say_how_to_get_them(workshop: Worksho
     (run / "evals" / "suite" / "step_00000000.json").unlink()
     done = workshop.cpt("eval", "items", run)
     assert done.code == 2 and "no results of the base" in done.err and "--suite" in done.err
+
+
+def test_items_against_what_is_no_run_are_refused_as_compare_does(workshop: Workshop, run: Path) -> None:
+    done = workshop.cpt("eval", "items", run, "--baseline", "nowhere")
+    assert done.code == 2 and "--baseline" in done.err and "is no run folder" in done.err
+
+
+def test_names_from_outside_are_shown_and_not_interpreted() -> None:
+    task = {"group": "[/general]", "metric": "acc", "value": 0.5, "stderr": None}
+    task |= {"items": 2, "truncated": 0, "overlapping": 0}
+    record = {"suite": "s", "step": 5, "tasks": {"pairs": task}, "groups": {}, "copying": None, "errors": []}
+    subset = {"task": "pairs", "subset": "be\x1b[2J", "items": 2, "right_before": 1, "right_after": 0}
+    example = {"item": 1, "prompt": "", "gold": "", "chosen_after": "", "overlap": False}
+    example |= {"margin_before": None, "margin_after": None}
+    diff = {**subset, "lost": 1, "gained": 0, "lost_examples": [example]}
+    items = {"run": "r", "step": 5, "baseline": "base", "suite": "s", "lost": 1, "gained": 0, "subsets": [diff]}
+    out = StringIO()
+    Console(file=out, width=200, force_terminal=True, color_system=None).print(
+        render_suites([record]), render_items(items)
+    )
+    assert "[/general]" in out.getvalue() and "\x1b[2J" not in out.getvalue() and "be␛[2J" in out.getvalue()
 
 
 def test_items_against_another_run_compare_both_ends(workshop: Workshop, run: Path, evaluations: Any) -> None:

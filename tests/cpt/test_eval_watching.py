@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from cpt import eval_watching
+from cpt.eval.suite import load_suite
+from cpt.eval_checkpoints import SuiteRun
 from cpt.eval_watching import Watching, watch_run
 from cpt.problems import ConfigError
 from cpt.rundir import DataError
@@ -42,3 +45,18 @@ def test_nothing_is_pinned_at_a_url(tmp_path: Path, suite: Path) -> None:
 def test_a_run_without_checkpoints_is_done_at_once(tmp_path: Path, suite: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert watch_run(Watching(str(tmp_path / "run"), suite, once=True)).evaluated == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), FileNotFoundError("pruned")])
+def test_held_out_losses_that_fail_are_told_and_undo_no_benchmark(
+    tmp_path: Path, suite: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: Path, *, device: str | None) -> str:
+        raise error
+
+    scored: list[Path] = []
+    monkeypatch.setattr(eval_watching, "evaluate_on_suite", lambda folder, run: scored.append(folder))
+    monkeypatch.setattr(eval_watching, "held_out_if_missing", fail)
+    checkpoint = tmp_path / "checkpoints" / "step_00000005"
+    eval_watching._evaluate(checkpoint, tmp_path, SuiteRun(load_suite(suite)), held_out=True)
+    assert scored == [checkpoint] and str(error) in capsys.readouterr().err

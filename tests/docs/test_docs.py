@@ -39,7 +39,7 @@ from cpt.data.pack_index import ensure_index
 from cpt.data.skipping import SkippedRow, write_skipped
 from cpt.data.token_store import StoreLabel, TokenizerFacts, TokenStore, write_split
 from cpt.data.vocabulary import VocabularyExtension, write_extension
-from cpt.eval.records import EvalRecord, SourceEval, aggregate
+from cpt.eval.records import EvalRecord, SourceEval, aggregate, write_eval
 from cpt.eval.results import (
     ITEMS,
     PIECES,
@@ -419,9 +419,10 @@ def a_recommendation(_: Path) -> Any:
     return json.loads(made.to_json())
 
 
-def an_eval(_: Path) -> Any:
+def an_eval(folder: Path) -> Any:
     sources = {"web": SourceEval("general", 2.0, 1.0, 7.4, 100, 1)}
-    return json.loads(EvalRecord(0, 0, sources, aggregate(sources)).to_json())
+    write_eval(folder / "step_00000000.json", EvalRecord(0, 0, sources, aggregate(sources)))
+    return json.loads((folder / "step_00000000.json").read_text())
 
 
 def a_suite_record(folder: Path) -> Any:

@@ -11,6 +11,7 @@ const SHAPES = {
   P: "M-1.9-5.5h3.8v3.6h3.6v3.8h-3.6v3.6h-3.8v-3.6h-3.6v-3.8h3.6z",
 };
 const PLACES = [[9, -8], [-9, -8], [9, 18], [-9, 18], [11, 4], [-11, 4], [9, -22], [-9, -22], [9, 32], [-9, 32]];
+const PREFIXES = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]];
 const AXES = { tokens: "tokens seen", step: "step", hours: "hours since the start" };
 const HINT = " Point at a figure to read it, drag to zoom, double-click to go back; with the keyboard: arrows, +, −, Escape.";
 const page = JSON.parse(document.getElementById("report-data").textContent);
@@ -71,20 +72,23 @@ function ticks(low, high, wanted) {
 }
 
 function scaled(value) {
-  const [size, unit] = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]].find(([each]) => Math.abs(value) >= each)
-    || [1, ""];
+  const [size, unit] = PREFIXES.find(([each]) => Math.abs(value) >= each) || [1, ""];
   const shown = value / size, digits = Math.abs(shown) >= 100 || !unit ? 0 : Math.abs(shown) >= 10 ? 1 : 2;
   return `${shown.toFixed(digits)} ${unit}`.trim();
+}
+
+function prefixed(value, step) {
+  const [size, unit] = PREFIXES.find(([each]) => Math.abs(value) >= each) || [1, ""];
+  const text = (value / size).toFixed(Math.max(0, -Math.floor(Math.log10(step / size) + 1e-9)));
+  return `${text.includes(".") ? text.replace(/\.?0+$/, "") : text} ${unit}`.trim();
 }
 
 function tickText(value, step, kind) {
   if (kind === "share") { value *= 100; step *= 100; }
   let text;
   if (Math.abs(value) < step * 1e-6) text = "0";
-  else if (kind === "tokens" || Math.abs(value) >= 1000) {
-    text = Math.abs(value) < 1000 ? String(Number(value.toPrecision(3)))
-      : scaled(value).replace(/\.0+(?= )|(\.\d*?[1-9])0+(?= )/, "$1");
-  } else if (step < 1e-5) text = value.toExponential(1);
+  else if (kind === "tokens" || Math.abs(value) >= 1000) text = prefixed(value, step);
+  else if (step < 1e-5) text = value.toExponential(1);
   else text = value.toFixed(Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
   return text.replace("-", "\u2212") + (kind === "share" ? "%" : "");
 }
@@ -377,7 +381,7 @@ function readColumn(panel, value) { // of curves: what every visible run has at 
     let i = after(item.x, value);
     if (i > 0 && (i === item.x.length || value - item.x[i - 1] < item.x[i] - value)) i--;
     const span = (panel.frame.x[1] - panel.frame.x[0]) * 0.02;
-    if (item.style === "plan" || Math.abs(item.x[i] - value) <= Math.max(span, 0)) found.push([item, i]);
+    if (item.style === "plan" || Math.abs(item.x[i] - value) <= span) found.push([item, i]);
     else if (item.style === "line" && value >= item.x[0] && value <= item.x[item.x.length - 1]) found.push([item, i]);
   }
   return found;
@@ -418,7 +422,7 @@ function line(panel, value) {
   if (found.length > shown.length) lines.push([-1, `and ${found.length - shown.length} more`, ""]);
   const x = frame.across(value), only = runsOf(panel.series).size === 1 ? [...runsOf(panel.series)][0] : -1;
   const step = only >= 0 && across !== "step" ? stepAt(only, value) : NaN;
-  const head = `${exact(value, kind)} ${across === "tokens" ? "tokens" : across === "step" ? "" : "h"}`.trim();
+  const head = `${exact(value, kind)} ${across === "tokens" ? "tokens" : "h"}`;
   const dots = found.map(({ item, i, y }) =>
     `<circle class="at ${classes(item.run)}" cx="${frame.across(item.x[i])}" cy="${frame.held(y)}" r="4"/>`).join("");
   const title = across === "step" ? `step ${Math.round(value).toLocaleString("en")}`
@@ -445,7 +449,7 @@ function clear(panel) {
 }
 
 function zoom(panel, view) {
-  for (const each of panels) { // panels of one figure, and curves over the same axis, go together
+  for (const each of panels) { // those of one figure go together
     const same = each.figure === panel.figure && each.plot.x.kind === panel.plot.x.kind;
     if (each === panel) each.view = view;
     else if (same) each.view = view && { x: view.x, y: range(each.plot, ready(each).series, "y") };
@@ -508,9 +512,9 @@ function walk(panel, along, turn) { // from point to point of a path, and from r
 function watch(panel) {
   const { group, svg } = panel;
   let from = null, box = null;
-  const area = svg; // panels of one figure share an svg: the pointer's height tells which one is meant
+  // Panels of one figure share an svg: the pointer's height tells which one is meant.
   const mine = (event) => { const [, y] = place(panel, event); return y >= 0 && y <= panel.plot.height; };
-  area.addEventListener("pointermove", (event) => {
+  svg.addEventListener("pointermove", (event) => {
     if (from) {
       const to = place(panel, event);
       box.setAttribute("x", Math.min(from[0], to[0]));
@@ -524,28 +528,28 @@ function watch(panel) {
     } else if (mine(event)) hover(panel, ...place(panel, event));
     else clear(panel);
   });
-  area.addEventListener("pointerleave", () => clear(panel));
-  area.addEventListener("pointerdown", (event) => {
+  svg.addEventListener("pointerleave", () => clear(panel));
+  svg.addEventListener("pointerdown", (event) => {
     if (!mine(event) || event.button !== 0) return;
     if (event.pointerType === "touch") return hover(panel, ...place(panel, event)); // a finger scrolls the page
     ready(panel);
     from = place(panel, event);
-    area.setPointerCapture(event.pointerId);
+    svg.setPointerCapture(event.pointerId);
     box = document.createElementNS(svg.namespaceURI, "rect");
     box.setAttribute("class", "selection");
     group.append(box);
     event.preventDefault();
     svg.focus({ preventScroll: true });
   });
-  area.addEventListener("pointerup", (event) => {
+  svg.addEventListener("pointerup", (event) => {
     if (!from) return;
     const start = from;
     from = null;
     box.remove();
     dragged(panel, start, place(panel, event));
   });
-  area.addEventListener("pointercancel", () => { from = null; if (box) box.remove(); });
-  area.addEventListener("dblclick", (event) => { if (mine(event)) zoom(panel, null); });
+  svg.addEventListener("pointercancel", () => { from = null; if (box) box.remove(); });
+  svg.addEventListener("dblclick", (event) => { if (mine(event)) zoom(panel, null); });
 }
 
 function startFigures() {
@@ -686,6 +690,11 @@ function startFilters(table) {
 startFigures();
 startToolbar();
 for (const table of document.querySelectorAll("table[data-noun]")) { startFilters(table); startSorting(table); }
-window.addEventListener("beforeprint", () => { for (const each of document.querySelectorAll("details.printed")) each.open = true; });
+const opened = []; // for the printer
+window.addEventListener("beforeprint", () => {
+  opened.push(...document.querySelectorAll("details.printed:not([open])"));
+  for (const each of opened) each.open = true;
+});
+window.addEventListener("afterprint", () => { for (const each of opened.splice(0)) each.open = false; });
 document.documentElement.dataset.ready = String(Math.round(performance.now()));
 })();

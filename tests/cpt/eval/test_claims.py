@@ -143,6 +143,19 @@ def test_at_a_url_the_last_of_two_writers_has_it(far: str, monkeypatch: pytest.M
     assert filesystem.cat_file(f"{path}/step_00000005.json") == other
 
 
+def test_at_a_url_a_claim_that_could_not_be_confirmed_is_given_back(far: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(seconds: float) -> None:
+        raise OSError("the URL does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(claims.time, "sleep", fail)
+        with pytest.raises(OSError, match="does not answer"):
+            at_url(far).claim(5)
+    taken = at_url(far).claim(5)  # else its sign of life would go on, and nobody ever have it
+    assert taken is not None
+    taken.close()
+
+
 def test_what_is_no_claim_holds_nobody_off_at_a_url(far: str) -> None:
     filesystem, path = fsspec.url_to_fs(far)
     filesystem.pipe_file(f"{path}/step_00000005.json", b"[")

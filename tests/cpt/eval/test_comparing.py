@@ -22,6 +22,7 @@ from cpt.eval.results import (
     group_scores,
     items_file,
     pieces_file,
+    read_pieces,
     record_file,
     texts_file,
     write_items,
@@ -197,6 +198,12 @@ def test_another_run_may_be_the_baseline_by_folder_or_by_name(tmp_path: Path, ru
     assert (swapped.change.p, swapped.word) == (only(by_name).tasks[0].change.p, "gain")
 
 
+def test_a_run_is_not_compared_with_itself_alone(run: Run) -> None:
+    run.exam(0, {"arc": [1.0]})
+    with pytest.raises(ConfigError, match="is the only run given; give another, or base"):
+        compare_runs([run.root], baseline=run.root)
+
+
 def test_an_unknown_baseline_names_what_there_is(run: Run) -> None:
     run.exam(0, {"arc": [1.0]})
     with pytest.raises(ConfigError, match="no run folder; give one, or one of base, a_run"):
@@ -351,6 +358,32 @@ def test_sources_of_one_side_and_texts_tokenised_in_another_way_are_told(tmp_pat
     assert found.domain_gain is None
 
 
+def test_losses_per_token_of_a_text_that_was_tokenised_in_another_way_have_no_difference(
+    tmp_path: Path, run: Run
+) -> None:
+    other = Run(tmp_path / "other")
+    run.losses(500, 0.01, web=[2.0, 2.0], law=[3.0, 3.0])
+    other.losses(500, 0.01, web=[2.5, 2.5], law=[2.5, 2.5])
+    path = pieces_file(RunDir(other.root).evals, 500)
+    rows = [{**each, "tokens": 80 if each["source"] == "web" else 100} for each in read_pieces(path).to_pylist()]
+    write_pieces(path, pa.Table.from_pylist(rows))
+    found = only(compare_runs([other.root], baseline=run.root))
+    assert row(found.sources, "web").change == Difference(2.0, 2.5, None)
+    assert (row(found.sources, "web").word, known(found.general_forgetting).value) == ("not tested", None)
+    assert any(note.startswith("web: not compared; 4 ") for note in found.notes)
+    assert known(found.domain_gain).value == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+@pytest.mark.parametrize("extra", [0, 500])
+def test_a_source_of_one_side_is_no_change_of_its_group(run: Run, extra: int, pieces: bool) -> None:
+    for step, loss in ((0, 2.0), (500, 2.5)):
+        others = {"books": [9.0, 9.0]} if step == extra else {}
+        run.losses(step, pieces=pieces, web=[loss, loss], **others)
+    change = known(only(compare_runs([run.root])).general_forgetting)
+    assert (change.before, change.after, change.value) == (2.0, 2.5, 0.5)
+
+
 def test_the_copying_probe_has_rows_of_its_own(run: Run) -> None:
     probes = [CopyingProbe(share, 0.01, 0.9, 0.01, 64, 32) for share in (0.6, 0.2)]
     run.exam(0, {"arc": [1.0, 0.0]}, copying=probes[0])
@@ -406,6 +439,12 @@ def test_of_several_suites_one_must_be_named(run: Run) -> None:
     assert compare_runs([run.root], suite="second").suite == "second"
     with pytest.raises(ConfigError, match="no run has results of it; there are results of exam, second"):
         compare_runs([run.root], suite="third")
+
+
+def test_a_base_that_was_not_measured_is_refused_where_it_is_asked_for(run: Run) -> None:
+    run.losses(500, web=[2.0])
+    with pytest.raises(DataError, match="no evaluation of step 0"):
+        compare_runs([run.root], step=0)
 
 
 def test_a_run_without_an_evaluation_is_refused(run: Run) -> None:

@@ -79,16 +79,25 @@ def test_the_documents_that_lost_and_gained_most_are_named_with_their_text(tmp_p
     assert lost["low"] < lost["change"] < lost["high"]
 
 
-def test_a_document_of_few_tokens_does_not_lead_the_list_by_chance() -> None:
+@pytest.mark.parametrize(("sign", "listed", "counted"), [(1, "most_lost", "worse"), (-1, "most_gained", "better")])
+def test_a_document_of_few_tokens_does_not_lead_the_list_by_chance(sign: int, listed: str, counted: str) -> None:
     number = 60
     tokens = [1000] * (number - 1) + [2]
     before = pieces(list(range(number)), tokens, [3.0] * number)
     moved = [0.05 * (-1) ** i for i in range(number)]
     moved[10], moved[-1] = 0.9, 1.4
-    after = pieces(list(range(number)), tokens, [3.0 + change for change in moved])
+    after = pieces(list(range(number)), tokens, [3.0 + sign * change for change in moved])
     facts = source_facts(before, after, name="web", texts={})
-    assert facts["most_lost"][0]["document"] == 10
-    assert facts["worse"] == 1
+    assert facts[listed][0]["document"] == 10
+    assert facts[counted] == 1
+
+
+def test_the_interval_of_a_document_by_hand() -> None:
+    before, after = (pieces([0, 1, 2], [10, 10, 20], loss) for loss in ([2.0] * 3, [2.1, 2.3, 2.2]))
+    found = source_facts(before, after, name="web", texts={})["most_lost"]
+    last = next(entry for entry in found if entry["document"] == 2)
+    # s^2 = (10 * 0.01 + 10 * 0.01 + 0) / 2 = 0.1; t(2) = 4.302653
+    assert last["high"] - last["change"] == pytest.approx(4.302653 * (0.1 / 20) ** 0.5)
 
 
 def test_the_interval_of_a_document_gets_shorter_with_its_length() -> None:
@@ -131,6 +140,7 @@ def test_a_single_document_has_a_change_without_an_interval(tmp_path: Path) -> N
     law = document_facts(tmp_path)["sources"]["law"]
     assert law["change"] == pytest.approx(0.5)
     assert law["most_lost"][0]["low"] is None
+    assert (law["worse"], law["better"]) == (0, 0)  # without an interval nobody knows
     assert "+0.500" in shown(tmp_path)
 
 
@@ -162,6 +172,12 @@ def test_a_step_that_was_not_measured_is_refused_with_those_that_were(tmp_path: 
     with pytest.raises(DataError, match="step 7 has no losses"):
         document_facts(tmp_path, step=7)
     assert measured_steps(tmp_path) == [0, 4]
+
+
+def test_a_step_is_not_compared_with_itself(tmp_path: Path) -> None:
+    write(tmp_path, 0, law=many())
+    with pytest.raises(DataError, match="step 0 is what is compared with"):
+        document_facts(tmp_path)
 
 
 def test_text_in_the_table_cannot_move_the_cursor(tmp_path: Path) -> None:

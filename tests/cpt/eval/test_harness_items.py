@@ -24,7 +24,8 @@ from cpt.eval.harness_items import (
 def reading(**fields: Any) -> Reading:
     plain: dict[str, Any] = {
         "name": "own", "output_type": "multiple_choice", "choices": lambda doc: doc.get("choices", []),
-        "gold": lambda doc, choices: {doc["answer"]} if choices else (), "subset_field": None, "known_lines": True,
+        "gold": lambda doc, choices: {doc["answer"]} if choices else (), "subset_field": "subset",
+        "line": lambda sample: sample["doc_id"] + 1,
     }  # fmt: skip
     return Reading(**{**plain, **fields})
 
@@ -104,19 +105,19 @@ def test_what_is_not_finite_is_unknown_and_not_an_answer() -> None:
 
 
 def test_the_margin_is_gold_minus_the_best_other_one() -> None:
-    samples = [sample(0, [-1.0, -3.0, -2.5]), sample(1, [-4.0, -3.0, -2.5], line=7)]
+    samples = [sample(0, [-1.0, -3.0, -2.5]), sample(1, [-4.0, -3.0, -2.5])]
     table = items_table(samples, reading(), item_scores([1, 0], "mean"), truncated={("Q?", " no")})
     assert table["margin"].to_pylist() == [1.5, -1.5]
     assert table["chosen"].to_pylist() == ["yes", "maybe"]
     assert table["truncated"].to_pylist() == [True, True]
-    assert table["line"].to_pylist() == [1, 7]
+    assert table["line"].to_pylist() == [1, 2]
 
 
 def test_a_text_or_a_generation_has_no_margin() -> None:
     rolled = {"doc_id": 0, "doc": {"text": "abc"}, "filtered_resps": [-3.0], "arguments": [("abc",)], "target": "abc"}
     wrote = {"doc_id": 0, "doc": {}, "filtered_resps": ["42"], "arguments": [("Q?", {"until": []})], "target": "41"}
     for one, kind, chosen in ((rolled, "loglikelihood_rolling", ""), (wrote, "generate_until", "42")):
-        own = reading(output_type=kind, known_lines=False)
+        own = reading(output_type=kind, line=lambda sample: -1)
         table = items_table([one], own, item_scores([1.0], "mean"), truncated={("Q?", "")})
         assert math.isnan(table["margin"][0].as_py()) and table["chosen"].to_pylist() == [chosen]
         assert table["line"].to_pylist() == [-1] and table["truncated"].to_pylist() == [kind == "generate_until"]
@@ -130,7 +131,7 @@ def test_texts_keep_the_end_of_a_prompt_and_the_subset() -> None:
     [text] = texts_table([long], reading()).to_pylist()
     assert len(text["prompt"]) == 2000 and text["prompt"].endswith("xQ?")
     assert (text["gold"], text["choices"], text["subset"]) == ("yes", ["yes", "no"], "easy")
-    named = sample(0, [-1.0, -2.0], subset=None, field="syntax")
+    named = sample(0, [-1.0, -2.0], field="syntax")
     assert texts_table([named], reading(subset_field="field"))["subset"].to_pylist() == ["syntax"]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import pytest
 
 pytest.importorskip("lm_eval")
 import torch
+from lm_eval.api.instance import Instance
 
 from cpt.eval.cache import Outcome, read_outcome
-from cpt.eval.harness_process import Request, run
+from cpt.eval.harness_process import Request, open_model, run
 from cpt.eval.suite import LocalTask
 from cpt.problems import ConfigError
+from cpt.rundir import DataError
 
 pytestmark = pytest.mark.usefixtures("outside_a_job")
 
@@ -69,10 +73,24 @@ def test_an_answer_longer_than_the_context_is_cut_too(tiny_hf: Path, tmp_path: P
     assert outcome.tasks[0].metrics["perplexity"].value is not None
 
 
+def test_an_answer_that_joins_the_end_of_its_prompt_is_refused(tiny_hf: Path, tmp_path: Path) -> None:
+    task = cloze(tmp_path, ["one"], answer="x").model_copy(update={"delimiter": ""})
+    with pytest.raises(DataError, match=r"no tokens of its own: \(prompt, answer\) = \('one', 'x'\)"):
+        outcomes(request(tiny_hf, tmp_path, task))
+
+
 def test_a_generation_that_leaves_no_room_for_a_prompt_is_refused(tiny_hf: Path, tmp_path: Path) -> None:
     task = cloze(tmp_path, ["one"]).model_copy(update={"kind": "exact_match", "max_new_tokens": 64})
     with pytest.raises(ConfigError, match="generates up to 64 tokens, the model has 32 positions"):
         outcomes(request(tiny_hf, tmp_path, task))
+
+
+def test_a_task_may_name_its_number_of_new_tokens_as_other_libraries_do(tiny_hf: Path, tmp_path: Path) -> None:
+    settings = {"until": [], "max_new_tokens": 4, "do_sample": False}
+    model = open_model(request(tiny_hf, tmp_path))
+    prompts = [" ".join(["one"] * number) for number in (28, 29)]
+    model.generate_until([Instance("generate_until", {}, (prompt, settings), 0) for prompt in prompts])
+    assert model.truncated == {(prompts[1], "")}  # of 32 positions
 
 
 def test_weights_that_are_not_finite_give_no_score(tiny_hf: Path, tmp_path: Path) -> None:
@@ -91,6 +109,18 @@ def test_weights_that_are_not_finite_give_no_score(tiny_hf: Path, tmp_path: Path
     assert task.metrics["acc"].value is None
     assert task.errors == ("task pairs: log-likelihoods are not finite in 1 of 1 items",)
     assert outcome.items["chosen"].to_pylist() == [""] and math.isnan(outcome.items["score"][0].as_py())
+
+
+def test_it_leaves_with_the_process_that_started_it_and_clears_the_scratch_folder(
+    tiny_hf: Path, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    asked = request(tiny_hf, scratch, cloze(tmp_path, ["one"] * 10_000))
+    (scratch / "request.json").write_text(asked.model_dump_json())
+    command = [sys.executable, "-m", "cpt.eval.harness_process", str(scratch / "request.json")]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    assert ended.returncode == 143 and not scratch.exists()
 
 
 def test_bf16_computes_in_bf16(tiny_hf: Path, tmp_path: Path) -> None:

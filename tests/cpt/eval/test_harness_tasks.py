@@ -119,6 +119,13 @@ def test_perplexity_is_told_in_bits_per_byte(tmp_path: Path) -> None:
     assert [item["weight"] for item in items] == [2, 4]
 
 
+def test_texts_that_all_look_like_dates_stay_texts(tmp_path: Path) -> None:
+    days = [{"prompt": "2020-01-02", "choices": ["2020-01-01", "2020-01-03"], "answer": 1}]
+    entry = LocalTask(name="days", file=items_file(tmp_path, "days", days), kind="multiple_choice")
+    _, _, _, read = only(tmp_path, entry)
+    assert read == [("2020-01-02", " 2020-01-01"), ("2020-01-02", " 2020-01-03")]
+
+
 def test_examples_stand_before_an_item(tmp_path: Path) -> None:
     shots = items_file(tmp_path, "shots", [{"prompt": "x", "answer": "y"}])
     file = items_file(tmp_path, "c", [{"prompt": "one", "answer": "two"}])
@@ -141,6 +148,15 @@ def test_lm_evals_own_task_on_local_items_agrees_with_a_local_task(tmp_path: Pat
     assert own.texts["subset"].to_pylist() == local.texts["subset"].to_pylist() == ["x"] * 3
 
 
+def test_fields_of_a_named_task_are_not_taken_for_ours(tmp_path: Path) -> None:
+    pair = json.dumps({"sentence_good": "He is.", "sentence_bad": "He are.", "UID": "x", "subset": "y", "line": 77})
+    (tmp_path / "pairs.jsonl").write_text(f"{pair}\n\n{pair}\n")
+    entry = NamedTask(task="blimp_adjunct_island", data={"test": tmp_path / "pairs.jsonl"}, subset_field="UID")
+    _, items, texts, _ = only(tmp_path, entry)
+    assert [item["line"] for item in items] == [1, 3]
+    assert [text["subset"] for text in texts] == ["x", "x"]
+
+
 def test_what_lm_eval_does_not_have_is_told_at_once_with_the_nearest_names(tmp_path: Path) -> None:
     file = items_file(tmp_path, "q", QUESTIONS)
     entries = [
@@ -160,11 +176,13 @@ def test_what_cannot_be_asked_of_a_task_is_told_before_a_model_is_touched(tmp_pa
     gsm = items_file(tmp_path, "gsm", [{"question": "1+1?", "answer": "#### 2"}])
     piqa = items_file(tmp_path, "piqa", [{"goal": "g", "sol1": "a", "sol2": "b", "label": 0}])
     entries = [NamedTask(task="gsm8k", data={"test": gsm}), NamedTask(task="piqa", data={"test": piqa}, metric="bleu")]
+    entries.append(LocalTask(name="own", file=gsm, kind="cloze", prompt="{{question}}", metric="acc,strict"))
     with pytest.raises(ConfigError) as caught:
         find_tasks(entries, tmp_path)
-    shots, metric = (str(problem) for problem in caught.value.problems)
+    shots, metric, filtered = (str(problem) for problem in caught.value.problems)
     assert "gsm8k.data.fewshot" in shots and "5 examples" in shots and "num_fewshot: 0" in shots
     assert "piqa.metric = 'bleu': task piqa has acc, acc_norm" in metric
+    assert "own.metric = 'acc,strict': task own has acc, perplexity" in filtered
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_an_answer_longer_than_the_context_is_scored_by_its_end_and_named(pair: 
 
 def test_an_answer_without_a_token_is_refused(pair: tuple[Any, LiveModel, Scorer]) -> None:
     _, live, scorer = pair
-    with pytest.raises(AskingError, match=r"no tokens: \(prompt, answer\) = \('so', ''\)"):
+    with pytest.raises(AskingError, match=r"no tokens of its own: \(prompt, answer\) = \('so', ''\)"):
         scorer.lead(lambda: live.loglikelihood(requests("loglikelihood", ("so", ""))))
 
 

@@ -1,11 +1,13 @@
 """Results of benchmarks on disk: read whole or not at all, kept once, made again where they are damaged."""
 
+import contextlib
 import math
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from cpt.eval import cache as cache_module
 from cpt.eval.cache import (
     FILES,
     OUTCOME_ITEMS,
@@ -70,6 +72,38 @@ def test_where_another_process_was_quicker_its_result_stays(tmp_path: Path) -> N
     found = cache.get("abc")
     assert found is not None and found.tasks[0].metrics["acc"].value == 0.5
     assert [path.name for path in (tmp_path / "cache" / "ab").iterdir()] == ["abc"]
+
+
+def test_what_another_process_puts_while_one_looks_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = OutcomeCache(tmp_path / "cache"), OutcomeCache(tmp_path / "cache")
+
+    def read_too_early(folder: Path) -> None:
+        write_outcome(tmp_path / "made", outcome())
+        theirs.put("abc", tmp_path / "made")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "read_outcome", read_too_early)
+        assert mine.get("abc") is None
+    assert theirs.get("abc") is not None
+
+
+def test_what_a_killed_process_left_does_not_get_into_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = OutcomeCache(tmp_path / "cache")
+
+    def killed(made: Path, beside: Path) -> None:
+        Path(beside).mkdir(exist_ok=True)
+        (Path(beside) / "half").write_text("")
+        raise SystemExit
+
+    write_outcome(tmp_path / "made", outcome())
+    with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(cache_module.shutil, "move", killed)
+        patch.setattr(cache_module.shutil, "rmtree", lambda *arguments, **fields: None)
+        cache.put("abc", tmp_path / "made")
+    cache.put("abc", tmp_path / "made")
+    assert {path.name for path in (tmp_path / "cache" / "ab" / "abc").iterdir()} == set(FILES)
 
 
 def test_small_results_are_kept_too(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from cpt.rundir import DataError
 
 def test_lines_count_from_one_and_belong_to_a_set_and_a_file(tmp_path: Path) -> None:
     path = tmp_path / "contaminated_items.json"
-    path.write_text(json.dumps({"mmlu|anatomy_test|0": ["a"], "mmlu|anatomy_test|20": ["b"], "boolq|test|3": ["c"]}))
+    path.write_text(json.dumps({"mmlu|anatomy_test|0": ["a"], "mmlu|anatomy_test|20": ["b"], "boolq|test|3": ["c"],
+                                "boolq|v1.2|5": ["d"]}))  # fmt: skip
     overlaps = read_overlaps(path)
     assert lines_known(overlaps, tmp_path / "mmlu" / "anatomy_test.jsonl", ()) == {1, 21}
     assert lines_known(overlaps, tmp_path / "elsewhere" / "anatomy_test.jsonl", ("mmlu",)) == {1, 21}
     assert lines_known(overlaps, tmp_path / "elsewhere" / "test.jsonl", ("boolq",)) == {4}
+    assert lines_known(overlaps, tmp_path / "boolq" / "v1.2.parquet", ()) == {6}
     assert lines_known(overlaps, tmp_path / "piqa" / "test.jsonl", ("piqa",)) == frozenset()
 
 

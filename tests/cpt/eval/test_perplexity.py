@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cpt.eval.document_pieces import Pieces, by_document
 from cpt.eval.perplexity import EvalSpec, Evaluated, HeldOut, _extent, _lay_out, evaluate
-from cpt.eval.records import EvalRecord
+from cpt.eval.records import EvalRecord, read_eval, write_eval
 from cpt.model.kernels import prepare_model
 from cpt.rundir import DataError
 
@@ -217,7 +217,6 @@ def test_a_loss_that_is_not_finite_is_null_and_names_its_source() -> None:
     assert record.groups["domain"].loss is None
     assert record.groups["general"].loss is not None
     assert record.errors == ("source 'bad': the loss is not finite in 1 of 2 rows, first in row 1",)
-    assert "null" in record.to_json()
 
 
 def test_a_stop_is_obeyed_between_forward_passes() -> None:
@@ -245,7 +244,7 @@ def run_rank(rank: int, folder: str) -> None:
     model = build()
     model.register_forward_hook(lambda *_: calls.append(1))
     found = evaluate(model, shared_sources(), spec())
-    Path(folder, f"record{rank}.json").write_text(done(found).to_json())
+    write_eval(Path(folder, f"record{rank}.json"), done(found))
     np.savez(Path(folder, f"pieces{rank}.npz"), **{name: by_document(pieces_of(found, name)).nats for name in "ab"})
     passes = len(calls)
     stopped = evaluate(model, shared_sources(), spec(), should_stop=lambda: rank == 1 and len(calls) == passes + 1)
@@ -259,7 +258,7 @@ def test_two_ranks_agree_with_one_make_equally_many_passes_and_stop_together(tmp
     alone = done(here)
     texts = [(tmp_path / f"record{rank}.json").read_text() for rank in (0, 1)]
     assert texts[0] == texts[1]
-    together = EvalRecord.from_json(texts[0], tmp_path)
+    together = read_eval(tmp_path / "record0.json")
     for name, found in alone.sources.items():
         assert found.tokens == together.sources[name].tokens
         assert found.loss == pytest.approx(together.sources[name].loss, rel=1e-7)

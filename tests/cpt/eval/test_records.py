@@ -88,12 +88,47 @@ def test_a_folder_that_is_not_there_holds_no_records(tmp_path: Path) -> None:
     assert read_evals(tmp_path / "evals") == []
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"step": 1}', '{"step": 0, "tokens_seen": 0, "sources": {"a": 1}}'])
-def test_a_file_of_another_shape_is_refused_with_its_name(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        b'{"step": 1}',
+        b'{"step": 1, "tokens_seen": 0, "sources": {"a": 1}, "groups": {}}',
+        b'{"step": Infinity, "tokens_seen": 0, "sources": {}, "groups": {}}',
+        b'{"step": 7, "tokens_seen": 0, "sources": {}, "groups": {}}',
+    ],
+)
+def test_a_file_of_another_shape_or_step_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "step_00000001.json"
-    path.write_text(content)
-    with pytest.raises(DataError, match=r"step_00000001\.json"):
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"step_00000001\.json.*run `cpt eval` again"):
         read_eval(path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("loss", "2.0"), ("loss", True), ("tokens", None), ("tokens", 1.5)])
+def test_a_value_of_another_type_is_refused_with_its_place(tmp_path: Path, field: str, value: object) -> None:
+    path = tmp_path / "step_00000004.json"
+    sources = {"a": source("general", 2.0, 30)}
+    write_eval(path, EvalRecord(4, 32, sources, aggregate(sources)))
+    raw = json.loads(path.read_text())
+    raw["sources"]["a"][field] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=rf"sources\.a\.{field}"):
+        read_eval(path)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_another_tool_wrote_and_is_not_finite_is_unknown(tmp_path: Path, loss: float) -> None:
+    path = tmp_path / "step_00000004.json"
+    sources = {"a": source("general", 2.0, 30)}
+    write_eval(path, EvalRecord(4, 32, sources, aggregate(sources)))
+    raw = json.loads(path.read_text())
+    raw["sources"]["a"]["loss"] = raw["groups"]["general"]["loss"] = loss
+    path.write_text(json.dumps(raw))
+    assert read_eval(path).sources["a"].loss is None
+    assert read_eval(path).groups["general"].loss is None
 
 
 def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -138,6 +138,32 @@ def test_what_could_not_be_sent_is_sent_later_without_a_second_evaluation(
     assert not [name for name in names_at(url) if "failed" in name]
 
 
+def test_results_that_were_deleted_there_are_measured_again(tiny_run: TinyRun, url: str, tmp_path: Path) -> None:
+    tiny_run.save(5)
+    send(tiny_run, url)
+    run_watch(tiny_run, url, tmp_path / "scratch")
+    run = RemoteRun(url, "tiny", tmp_path / "another")
+    assert run.look().evaluated == {5}
+    filesystem, root = fsspec.url_to_fs(url)
+    filesystem.rm_file(f"{root}/evals/tiny/{step_name(5)}.json")
+    assert run.look().evaluated == set() and not run.has_unsent(5)
+    assert watch(run, Work(tiny_run.evaluate), once=True, pace=QUICK).evaluated == [5]
+    assert tiny_run.evaluated == [5, 5]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format_version": 0}'])
+def test_results_there_that_cannot_be_read_are_written_anew(
+    tiny_run: TinyRun, url: str, tmp_path: Path, content: bytes
+) -> None:
+    tiny_run.save(5)
+    record = tiny_run.results / f"{step_name(5)}.json"
+    record.parent.mkdir(parents=True)
+    record.write_bytes(content)
+    send(tiny_run, url)
+    assert run_watch(tiny_run, url, tmp_path / "scratch").evaluated == [5]
+    assert run_watch(tiny_run, url, tmp_path / "another").evaluated == []
+
+
 def test_two_watchers_of_one_url_share_the_work(tiny_run: TinyRun, url: str, tmp_path: Path) -> None:
     tiny_run.save(5)
     send(tiny_run, url)

@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cpt.eval.comparing import compare_runs
 from cpt.eval.gate import Measurement
-from cpt.eval.results import record_file
+from cpt.eval.results import pieces_file, read_pieces, record_file, write_pieces
 from cpt.eval.run_metrics import run_metrics
 from cpt.rundir import RunDir
 
@@ -72,6 +73,14 @@ def test_a_loss_that_is_not_finite_is_no_figure(run: Path, evaluations: Any) -> 
     assert found["web.loss"].value is None and found["general_forgetting"].value is None
     assert "not a finite number" in found["general_forgetting"].why
     assert found["domain_gain"].value == pytest.approx(0.6)
+
+
+def test_what_is_finite_and_cannot_be_compared_is_not_called_otherwise(run: Path) -> None:
+    path = pieces_file(RunDir(run).evals, 10)
+    rows = [{**each, "tokens": 8} for each in read_pieces(path).to_pylist()]
+    write_pieces(path, pa.Table.from_pylist(rows))
+    gain = metrics_of(run)["domain_gain"]
+    assert gain.value is None and "tokenised in another way" in gain.why and "finite" not in gain.why
 
 
 def test_losses_of_an_older_version_have_values_and_no_intervals(tmp_path: Path, evaluations: Any) -> None:

@@ -15,10 +15,14 @@ QUESTIONS = st.lists(
 )
 
 
+def rows_of(questions: list[Question], seq_len: int) -> list[AskingRow]:
+    return [make() for make in asking_rows(questions, seq_len)]
+
+
 def test_the_example_of_the_module_holds() -> None:
     a, b, c, d, e, f, g = range(1, 8)
     asked = [question([a, b], [c, d], 9), question([a, b], [e], 9), question([f], [g], 9)]
-    (row,) = asking_rows(asked, 6)
+    (row,) = rows_of(asked, 6)
     assert row.row.input_ids.tolist() == [a, b, c, a, b, f]
     assert row.row.segments.tolist() == [0, 0, 0, 1, 1, 2]
     assert row.row.positions.tolist() == [0, 1, 2, 0, 1, 0]
@@ -32,7 +36,7 @@ def test_what_is_too_long_is_cut_from_the_left_and_the_last_token_is_only_predic
 
 
 def test_answers_to_one_prompt_share_it_where_all_of_them_are_one_token() -> None:
-    rows = asking_rows([question([1, 2, 3], [letter], 9) for letter in (4, 5, 6, 7)], 3)
+    rows = rows_of([question([1, 2, 3], [letter], 9) for letter in (4, 5, 6, 7)], 3)
     assert len(rows) == 1
     assert rows[0].places.tolist() == [2, 2, 2, 2] and sorted(rows[0].tokens.tolist()) == [4, 5, 6, 7]
 
@@ -48,14 +52,14 @@ def test_a_long_question_makes_the_rows_longer_and_ranks_that_share_rows_divide_
 def test_a_blank_row_asks_nothing_and_no_token_of_any_row_counts_in_a_loss() -> None:
     blank = blank_row(5)
     assert len(blank.places) == 0 and blank.row.positions.tolist() == [0, 1, 2, 3, 4]
-    for row in (blank, *asking_rows([question([1], [2], 9)], 5)):
+    for row in (blank, *rows_of([question([1], [2], 9)], 5)):
         assert set(row.row.labels.tolist()) == {IGNORE_INDEX}
 
 
 @settings(deadline=None)
 @given(QUESTIONS, st.integers(8, 20))
 def test_every_question_is_asked_once_after_what_it_reads(asked: list[Question], seq_len: int) -> None:
-    rows = asking_rows(asked, seq_len)
+    rows = rows_of(asked, seq_len)
     found: dict[int, tuple[AskingRow, int, int]] = {}
     for row in rows:
         for place, token, number in zip(row.places.tolist(), row.tokens.tolist(), row.numbers.tolist(), strict=True):
@@ -81,10 +85,10 @@ def test_every_question_is_asked_once_after_what_it_reads(asked: list[Question],
 @settings(deadline=None)
 @given(QUESTIONS, st.integers(8, 20))
 def test_documents_are_packed_and_the_same_text_is_read_once(asked: list[Question], seq_len: int) -> None:
-    rows = asking_rows(asked, seq_len)
+    rows = rows_of(asked, seq_len)
     distinct = sum(len(read) for read in {each.read for each in asked})
     if rows:
         assert len(rows) <= 2 * -(-distinct // seq_len)  # best fit leaves no two rows half empty
-    assert [row.row.input_ids.tolist() for row in asking_rows(asked, seq_len)] == [
+    assert [row.row.input_ids.tolist() for row in rows_of(asked, seq_len)] == [
         row.row.input_ids.tolist() for row in rows
     ]

@@ -4,15 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpt.eval.records import EvalRecord, GroupEval
-from cpt.eval.results import GroupScore, SuiteRecord
-from cpt.eval.stability import (
-    accuracy_stability,
-    largest_fall,
-    loss_stability,
-    measure_course,
-    measure_stability,
-)
+from cpt.eval.stability import largest_fall, measure_course, measure_stability
 
 SERIES = [0.80, 0.78, 0.55, 0.60, 0.70, 0.76, 0.79]  # the first is the value when the task was finished
 STEPS = range(0, 70, 10)
@@ -79,40 +71,3 @@ def test_a_worst_case_is_not_told_without_all_its_parts() -> None:
     assert found.worst is None and found.worst_case is None
     assert measure_stability([0, 1], {"a": [0.9, 0.5]}, None, higher_is_better=True).worst_case is None
     assert measure_stability([0, 1], {"a": [0.9, 0.5]}, [0.1, None], higher_is_better=True).worst_case is None
-
-
-def loss_record(step: int, **losses: float | None) -> EvalRecord:
-    groups = {name: GroupEval(loss, None, None, 10) for name, loss in losses.items()}
-    return EvalRecord(step, step, {}, groups)
-
-
-def test_groups_of_a_run_become_old_tasks_and_the_current_one() -> None:
-    run = [loss_record(20, general=2.3, domain=1.5), loss_record(0, general=2.0, domain=3.0)]
-    run.append(loss_record(10, general=2.6, domain=2.0))
-    found = loss_stability(run)
-    assert found is not None and found.current is not None
-    assert (found.old["general"].worst, found.old["general"].worst_step) == (2.6, 10)
-    assert found.old["general"].forgetting[10] == pytest.approx(0.6)
-    assert found.current.plasticity[10] == pytest.approx(1.5)
-    assert found.worst_case == pytest.approx((1.5 + 2.6) / 2)
-    assert found.to_dict()["old"]["general"]["final"] == 2.3
-
-
-def test_a_run_without_a_general_group_has_no_stability() -> None:
-    assert loss_stability([loss_record(0, domain=3.0)]) is None
-    assert loss_stability([]) is None
-
-
-def suite_record(step: int, **accuracies: float | None) -> SuiteRecord:
-    groups = {name: GroupScore(value, 0.01, 1, 100) for name, value in accuracies.items()}
-    groups["texts"] = GroupScore(None, None, 0, 0)  # perplexity only: no old task
-    return SuiteRecord("s", "0", step, step, None, "t", "fp32", "lm_eval", {}, groups)
-
-
-def test_accuracies_of_a_suite_fall_where_losses_rise() -> None:
-    run = [suite_record(10, general=0.5, domain=0.4), suite_record(0, general=0.7, domain=0.3)]
-    found = accuracy_stability(run)
-    assert found is not None
-    assert list(found.old) == ["general"]
-    assert found.old["general"].forgetting[10] == pytest.approx(0.2)
-    assert found.worst_case == pytest.approx(0.45)

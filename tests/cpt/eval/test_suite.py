@@ -50,6 +50,11 @@ def test_every_fault_is_told_at_once_with_its_place(tmp_path: Path) -> None:
     assert any("groupz = 1: unknown field; did you mean groups?" in line for line in told)
 
 
+def test_one_fault_is_told_once(tmp_path: Path) -> None:
+    [told] = problems_of(write_suite(tmp_path, [{"task": "piqa", "limit": 0}]))
+    assert "groups.general.0.limit = 0" in told
+
+
 def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
     [told] = problems_of(write_suite(tmp_path, [local(tmp_path, file="item.jsonl")]))
     assert "groups.general.0.file" in told and f"did you mean {tmp_path / 'items.jsonl'}?" in told

@@ -30,8 +30,7 @@ def task(folder: Path, items: list[Any] | bytes, **fields: Any) -> LocalTask:
 def written(made: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The YAML, and the items that it reads."""
     raw = yaml.safe_load(made.read_text())
-    lines = Path(raw["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").split("\n")
-    return raw, [json.loads(line) for line in lines if line]
+    return raw, pq.read_table(raw["dataset_kwargs"]["data_files"]["test"]).to_pylist()
 
 
 def test_multiple_choice_has_prompt_choices_and_the_number_of_the_answer(tmp_path: Path) -> None:
@@ -75,6 +74,12 @@ def test_a_cloze_answer_carries_its_delimiter_and_an_exact_match_does_not(tmp_pa
     assert second["answer"] == "three" and match["generation_kwargs"]["until"] == ["."]
 
 
+def test_an_item_may_have_a_field_named_self(tmp_path: Path) -> None:
+    items = [{"self": False, "prompt": "one", "answer": "two"}]
+    _, [item] = written(write_local_task(task(tmp_path, items, kind="cloze", prompt="{{prompt}}:"), tmp_path))
+    assert (item["prompt"], item["answer"]) == ("one:", " two")
+
+
 def test_perplexity_reads_the_whole_text(tmp_path: Path) -> None:
     raw, [item] = written(write_local_task(task(tmp_path, [{"text": " a b\n"}], kind="perplexity"), tmp_path))
     assert item["text"] == " a b\n" and raw["output_type"] == "loglikelihood_rolling"
@@ -95,7 +100,7 @@ def test_few_shot_examples_come_from_their_own_file(tmp_path: Path) -> None:
     fields = {"kind": "cloze", "fewshot_file": tmp_path / "shots.jsonl", "num_fewshot": 1}
     raw, _ = written(write_local_task(task(tmp_path, [{"prompt": "a", "answer": "b"}], **fields), tmp_path))
     assert raw["num_fewshot"] == 1 and raw["fewshot_split"] == "fewshot"
-    assert json.loads(Path(raw["dataset_kwargs"]["data_files"]["fewshot"]).read_text())["prompt"] == "x"
+    assert pq.read_table(raw["dataset_kwargs"]["data_files"]["fewshot"])["prompt"].to_pylist() == ["x"]
 
 
 @settings(max_examples=25, deadline=None)
@@ -113,6 +118,8 @@ FAULTS = [
     ({**QUESTION, "options": []}, "field 'choices' holds 0 of them; two are needed"),
     ({**QUESTION, "options": ["me"]}, "field 'choices' holds 1 of them"),
     ({**QUESTION, "options": ["me", " "]}, "field 'choices' is empty at number 1"),
+    ({**QUESTION, "options": ["me", None]}, "field 'choices' is empty at number 1"),
+    ({**QUESTION, "question": None}, "field 'prompt' cannot be made from .*: a field is null"),
     ({**QUESTION, "options": "me"}, "field 'choices' must be a list, not 'me'"),
     ({**QUESTION, "label": 2}, "field 'answer' = 2 is neither one of the 2 choices nor a number from 0 to 1"),
     ({**QUESTION, "label": -1}, "field 'answer' = -1 is neither"),
@@ -185,3 +192,9 @@ def test_items_of_a_named_task_have_the_fields_of_the_first(tmp_path: Path) -> N
         f"{path}: line 2: field 'sol1' is missing; the first item has it",
         f"{path}: line 3: field 'sol1' is missing; the first item has it",
     ]
+
+
+def test_a_null_in_the_first_item_of_a_named_task_asks_nothing_of_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"goal": "a", "note": null}\n{"goal": "c"}\n')
+    check_named_items(NamedTask(task="piqa", data={"test": path}))

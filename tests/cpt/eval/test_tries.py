@@ -79,8 +79,22 @@ def test_another_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
     path = failure_file(tmp_path, 5)
     path.parent.mkdir()
     path.write_text(content)
-    with pytest.raises(DataError, match=r"step_00000005\.json"):
+    with pytest.raises(DataError, match=r"step_00000005\.json: .*delete it"):
         read_failures(tmp_path)
+
+
+def test_a_file_that_another_watcher_deletes_meanwhile_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_text
+
+    def too_late(path: Path, **how: str) -> str:
+        path.unlink()
+        return read(path, **how)
+
+    Tries(tmp_path, (1.0,)).failed(5, "no")
+    monkeypatch.setattr(Path, "read_text", too_late)
+    assert read_failures(tmp_path) == {}
 
 
 def test_a_long_reason_is_cut(tmp_path: Path) -> None:

@@ -98,3 +98,16 @@ def test_wandb_that_does_not_start_is_told_once_and_ends_nothing(
         records.tell(make_record(step, 0.5))
     records.close()
     assert capsys.readouterr().err.count("no login") == 1
+
+
+def test_wandb_that_does_not_end_is_told_and_ends_nothing(
+    tiny_run: TinyRun, make_record: Any, sink: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: object) -> None:
+        raise TimeoutError("no network")
+
+    monkeypatch.setattr(sink, "close", refuse)
+    records = WandbRecords(tiny_run.rundir, "tiny", "online")
+    records.tell(make_record(5, 0.5))
+    records.close()
+    assert "no network" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from cpt.eval import claims, results, watch
 from cpt.eval.best import Rule
 from cpt.eval.claims import claim, holder_of
 from cpt.eval.results import read_suite_record, record_file
-from cpt.eval.tries import Failure, read_failures
+from cpt.eval.tries import Failure, failure_file, read_failures
 from cpt.eval.watch import Outcome, Pace, Work
 from cpt.eval.watched_run import LocalRun
 from cpt.problems import ConfigError, Problem
@@ -249,6 +249,25 @@ def test_results_that_appear_between_look_and_claim_are_kept(
     monkeypatch.setattr(LocalRun, "claim", late)
     assert run_watch(tiny_run).evaluated == []
     assert read_suite_record(record_file(tiny_run.results, 5)).groups["general"].accuracy == 0.125
+
+
+def test_what_another_watcher_tried_between_look_and_claim_waits_for_its_turn(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run.save(5)
+    evaluated_by_then: list[list[int]] = []
+
+    def late(self: LocalRun, step: int) -> Any:
+        evaluated_by_then.append(list(tiny_run.evaluated))
+        if len(evaluated_by_then) == 1:
+            path = failure_file(self.results, step)
+            path.parent.mkdir()
+            write_atomic(path, '{"tries": 1, "reason": "its own"}')
+        return claim(self.results, step)
+
+    monkeypatch.setattr(LocalRun, "claim", late)
+    assert run_watch(tiny_run).evaluated == [5]
+    assert evaluated_by_then == [[], []]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

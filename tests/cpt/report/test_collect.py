@@ -130,6 +130,34 @@ def test_a_broken_config_and_plan_are_warnings_not_crashes(make_run: RunWriter) 
     assert any(warning.startswith("plan.json cannot be read") for warning in warnings)
 
 
+@pytest.mark.parametrize(
+    "text", ["a: 2024-99-99", "a: !!float x", "a: " + "[" * 5000, "a: &a {b: *a}", "a: &a [x]\nb: [*a, *a]", "a: \x00"]
+)
+def test_yaml_that_is_no_plain_config_is_a_warning(make_run: RunWriter, text: str) -> None:
+    paths = RunDir(make_run(steps=20))
+    paths.config.write_text(text)
+    run = collect_run(paths.root)
+    assert run.config == {} and any(warning.startswith("config.yaml cannot be read") for warning in run.warnings)
+
+
+def test_an_evaluation_that_is_gone_or_no_file_is_left_out(make_run: RunWriter) -> None:
+    paths = RunDir(make_run(steps=20))
+    paths.eval_file(5).mkdir()
+    paths.eval_file(6).symlink_to(paths.root / "gone")
+    run = collect_run(paths.root)
+    assert not {5, 6} & {each.step for each in run.evaluations}
+    assert sum("cannot be read and was left out" in warning for warning in run.warnings) == 2
+
+
+def test_the_wait_after_a_crash_is_wall_time_the_same_that_goodput_is_a_share_of(make_run: RunWriter) -> None:
+    paths = RunDir(make_run(steps=3))
+    paths.metrics.write_text("")
+    times = [(0, "start"), (50, "checkpoint"), (150, "resume"), (160, "finish")]
+    paths.events.write_text("".join(json.dumps({"time": at, "step": 1, "event": kind}) + "\n" for at, kind in times))
+    run = collect_run(paths.root)
+    assert run.wall_seconds == run.goodput.wall_seconds == 160
+
+
 def test_a_missing_folder_and_a_folder_that_is_no_run_are_refused_with_the_path_and_the_fix(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such run folder; give the folder that `cpt train` wrote"):
         collect_run(tmp_path / "nowhere")

@@ -58,6 +58,26 @@ def test_a_general_loss_that_moved_within_noise_is_called_that(examined: Callabl
     assert "within noise" not in read(worse)[0].verdict[0]
 
 
+def test_an_interval_has_the_sign_of_the_sentence_that_it_stands_in(examined: Callable[..., Path]) -> None:
+    better, worse = examined(general_end=2.5, bump=0.0), examined(name="worse", domain_end=4.4)
+    general = read(better)[0].verdict[0].split("General loss fell by")[1]
+    assert "95% interval 0.4" in general and "\u2212" not in general
+    domain = read(worse)[0].verdict[0].split("General")[0]
+    assert "Domain loss rose by 0.5" in domain and "95% interval 0.4" in domain and "\u2212" not in domain
+
+
+def test_a_ratio_to_what_may_be_noise_is_not_told(examined: Callable[..., Path]) -> None:
+    none = examined(name="none", share_general=0.0, general_end=3.58)
+    view, _ = read(none, examined(general_end=2.9811, bump=0.0))
+    assert "within noise (none: 0.5" in view.verdict[0] and "times as much" not in view.verdict[0]
+
+
+def test_points_of_the_verdict_are_rounded_like_those_of_the_table(examined: Callable[..., Path]) -> None:
+    root = examined(Exam({"blimp": ("general", 11 / 240, 0.0)}, items=240))
+    assert "(\u22124.6 points" in " ".join(read(root)[0].verdict)
+    assert ">\u22124.6<" in html_of(root)
+
+
 def test_the_table_has_every_task_with_what_makes_it_believable(examined: Callable[..., Path]) -> None:
     html = html_of(examined(Exam(TWO_GROUPS.tasks, overlapping=10)))
     for words in ("Truncated", "Overlapping", "Without them", "p, corrected", "95% interval", "Items"):

@@ -45,6 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "one": build_report(runs[:1], root / "one").html,
         "three": build_report(runs, root / "three").html,
+        "many": build_report([write_run(root / "many", Story(name=f"run_{n}", steps=40)) for n in range(12)]).html,
         "evil": build_report([troubled_run(root, Story(name=EVIL), evil)], root / "evil").html,
     }
 
@@ -176,6 +177,34 @@ def test_dragging_zooms_and_the_button_and_escape_go_back(reading: Open) -> None
         assert tab.run(ticks) != before
         tab.press("Escape")
         assert tab.run(ticks) == before
+
+
+def test_ticks_of_a_far_zoom_are_told_apart(reading: Open) -> None:
+    across = "[...document.querySelectorAll('#loss_1_python .tick[text-anchor=middle]')].map((t) => t.textContent)"
+    with reading("three") as tab:
+        tab.run("document.querySelector('#loss_1_python svg').focus()")
+        for _ in range(16):
+            tab.press("+")
+        shown = tab.run(across)
+        assert len(set(shown)) == len(shown) > 2
+
+
+def test_what_was_opened_for_the_printer_is_closed_again(reading: Open) -> None:
+    closed = "document.querySelectorAll('details.printed:not([open])').length"
+    with reading("many") as tab:
+        before = tab.run(closed)
+        assert before > 0
+        tab.run("window.dispatchEvent(new Event('beforeprint'))")
+        assert tab.run(closed) == 0
+        tab.run("window.dispatchEvent(new Event('afterprint'))")
+        assert tab.run(closed) == before
+
+
+def test_paper_is_wide_enough_for_many_runs(reading: Open, browser: Browser) -> None:
+    with reading("many", width=720) as tab:
+        browser.ask("Emulation.setEmulatedMedia", media="print")
+        tab.run("window.dispatchEvent(new Event('beforeprint'))")
+        assert tab.run("document.documentElement.scrollWidth") <= 720
 
 
 def test_arrows_walk_along_a_path_and_a_curve(reading: Open) -> None:

@@ -39,8 +39,18 @@ def test_axis_numbers_are_short() -> None:
         (0.3, 0.1, "share"),
         (2e6, 1e6, "tokens"),
         (3e-6, 1e-6, "number"),
+        (950, 50, "tokens"),
+        (1.05e6, 5e4, "tokens"),
     ]
-    assert [tick_text(*case) for case in cases] == ["0", "\u22120.25", "30%", "2 M", "3.0e\u221206"]  # type: ignore[arg-type]
+    expected = ["0", "\u22120.25", "30%", "2 M", "3.0e\u221206", "950", "1.05 M"]
+    assert [tick_text(*case) for case in cases] == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.2340e9, 1.2345e9), (123_400, 123_460), (999_990, 1_000_010)])
+def test_ticks_of_a_far_zoom_differ(low: float, high: float) -> None:
+    found = ticks(low, high, 5)
+    texts = [tick_text(value, found[1] - found[0], "tokens") for value in found]
+    assert len(set(texts)) == len(texts) > 2
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6), st.integers(3, 8))

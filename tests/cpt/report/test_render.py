@@ -139,9 +139,70 @@ def test_one_run_reports_into_its_own_folder_and_several_beside_the_first(three_
 
 def test_a_second_report_replaces_the_first_and_is_the_same(three_runs: list[Path], tmp_path: Path) -> None:
     first = build_report(three_runs, tmp_path / "out").html.read_bytes()
-    (tmp_path / "out" / "figures" / "loss_9_gone.svg").write_text("stale")
     assert build_report(three_runs, tmp_path / "out").html.read_bytes() == first
-    assert not (tmp_path / "out" / "figures" / "loss_9_gone.svg").exists()
+
+
+def test_figures_of_the_report_before_are_removed_and_other_files_are_not(make_run: RunWriter, tmp_path: Path) -> None:
+    figures = tmp_path / "out" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "mine.svg").write_text("drawn by hand")
+    odd = make_run(name="![x](figures/mine.svg)")  # a name is no link
+    build_report([make_run(name="plain"), odd], tmp_path / "out")
+    assert (figures / "retention.svg").exists()
+    build_report([make_run(name="scratch", init_from=None)], tmp_path / "out")
+    assert not (figures / "retention.svg").exists() and (figures / "lr.svg").exists()
+    assert (figures / "mine.svg").read_text() == "drawn by hand"
+
+
+LONG_SOURCE = json.dumps({"step": 21, "tokens_seen": 86016, "tokens_by_source": {"s" * 400: 9}, "loss_by_source": {"s" * 400: 2}})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("events.jsonl", r'{"event": "x", "step": 1, "time": 1.7e9, "why": "half a pair: \ud800"}'),
+        ("events.jsonl", '{"event": "x", "step": 1, "time": 1e300}'),
+        ("events.jsonl", f'{{"event": "rollback", "step": {"9" * 400}, "time": -1e18}}'),
+        ("metrics.jsonl", f'{{"step": 21, "tokens_seen": {"9" * 400}, "loss": NaN}}'),
+        ("metrics.jsonl", '{"step": 21, "tokens_seen": 86016, "loss": 1e308, "grad_norm": -1e308}'),
+        ("metrics.jsonl", '{"step": 22, "tokens_seen": 90112, "loss_by_source": {"prose": 1e308, "python": -1e308}}'),
+        ("metrics.jsonl", LONG_SOURCE),
+        ("metrics.jsonl", '{"a":' * 5000),
+    ],
+)
+def test_a_line_of_nonsense_leaves_the_report_whole(make_run: RunWriter, file: str, line: str) -> None:
+    root = make_run(steps=20)
+    with (root / file).open("a") as lines:
+        lines.write(line + "\n")
+    made = build_report([root])
+    assert "Domain loss fell by" in made.html.read_text(encoding="utf-8") and made.markdown.read_text(encoding="utf-8")
+    json.dumps(report_data([root]), allow_nan=False)
+
+
+def test_a_source_with_a_long_name_has_its_figure(make_run: RunWriter) -> None:
+    paths = RunDir(make_run(steps=20))
+    for file in (*paths.evals.glob("*.json"), paths.plan, paths.metrics):
+        file.write_text(file.read_text().replace('"prose"', json.dumps("s" * 300)))
+    figures = build_report([paths.root]).html.parent / "figures"
+    assert len(list(figures.glob("loss_*_sss*.svg"))) == 1
+
+
+def test_no_two_elements_of_the_page_have_one_id(three_runs: list[Path]) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', build_report(three_runs).html.read_text())
+    assert len(ids) == len(set(ids)) > 15
+
+
+def test_captions_speak_only_of_what_is_drawn(make_run: RunWriter) -> None:
+    few, many = (
+        build_report([make_run(name=f"of_{number}_{n}", steps=20) for n in range(number)]).html.read_text()
+        for number in (2, 5)
+    )
+    assert "light: every logged step" in few and "with a band of two standard errors" in few
+    assert "light: every logged step" not in many and "with a band of two standard errors" not in many
+    without = RunDir(make_run(name="without", steps=20))
+    for file in without.evals.iterdir():
+        file.unlink()
+    assert "Markers on thin lines" not in build_report([without.root]).html.read_text()
 
 
 def test_the_numbers_are_there_as_json(three_runs: list[Path]) -> None:

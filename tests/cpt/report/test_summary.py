@@ -11,6 +11,7 @@ from cpt.report.figures import time_split
 from cpt.report.summary import nats, scaled, signed, summarise, tokens_text
 from cpt.report.tables import cost_table
 from cpt.report.verdict import Overview, overview
+from cpt.rundir import RunDir
 
 RunWriter = Callable[..., Path]
 
@@ -47,6 +48,31 @@ def test_a_run_that_forgot_nothing_or_more_than_the_reference_is_told_so(make_ru
     assert second.startswith(
         "worse did not reduce general forgetting: 0.520 nats (none: 0.300 nats) and gave up none of the domain gain"
     )
+
+
+def test_no_two_runs_have_one_label(make_run: RunWriter) -> None:
+    named = [make_run(name=name, steps=20) for name in ("a", "b", "c")]
+    for root, name in zip(named, ("a (2)", "a", "a"), strict=True):
+        file = RunDir(root).config
+        file.write_text(file.read_text().replace("name: " + root.name, f"name: {name}"))
+    assert [item.label for item in view(*named).summaries] == ["a (2)", "a", "a (3)"]
+
+
+def test_a_run_of_which_only_the_base_is_evaluated_has_no_result_yet(make_run: RunWriter) -> None:
+    paths = RunDir(make_run())
+    for file in paths.evals.glob("step_*.json"):
+        if file != paths.eval_file(0):
+            file.unlink()
+    found = view(paths.root)
+    assert found.verdict == ("Gain and forgetting are unknown: only the base is evaluated yet.",)
+    assert math.isnan(found.summaries[0].final_loss("general"))
+    assert any(text.startswith("Only the base is evaluated") for _, text in found.warnings)
+
+
+def test_a_ratio_of_one_is_not_told(make_run: RunWriter) -> None:
+    none = make_run(name="none", share_general=0.0, general_end=3.5, bump=0)
+    same = make_run(name="same", general_end=3.49, bump=0)
+    assert view(none, same).verdict[0].startswith("same kept general forgetting at 0.510 nats (none: 0.520 nats) and")
 
 
 def test_one_run_is_measured_against_its_own_base(make_run: RunWriter) -> None:
