@@ -6,7 +6,7 @@ folder.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -50,10 +50,23 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping; YAML's reader would drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_mapping(path: Path, *, of: str = "sections such as run, model, data, train") -> dict[str, Any]:
     """A YAML file that holds one mapping. Raises ConfigError naming the file and, for bad syntax, the line."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise ConfigError(Problem(str(path), None, "no such file", _nearby_files(path))) from None
     except (

@@ -172,7 +172,7 @@ def eval_facts(record: EvalRecord, base: EvalRecord | None) -> dict[str, Any]:
     facts = {"step": record.step, "tokens_seen": record.tokens_seen, "sources": sources, "errors": list(record.errors)}
     if base is None:
         return facts
-    retention = measure_retention([base, record], base=base)
+    retention = measure_retention([base, record])
     return {**facts, "domain_gain": retention.domain_gain, "general_forgetting": retention.general_forgetting}
 
 

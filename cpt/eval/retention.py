@@ -1,8 +1,8 @@
 """What a run gained on its domain and what it forgot of the general text, from its evaluations alone. Pure; no torch.
 
 Gain is base loss - final loss of the domain group, forgetting final loss - base loss of the general group; both are
-nats per token and positive in the usual case. The base is the model before training: a separate record, or the
-evaluation at step 0. Refuses a sequence that has no base.
+nats per token and positive in the usual case. The base is the model before training, evaluated at step
+0. Refuses a sequence without it.
 
 Worked example, general loss 2.0 (step 0), 2.6 (10), 2.3 (20): forgetting 0.3, at its worst 0.6.
 """
@@ -27,16 +27,14 @@ class Retention:
     worst_forgetting: float | None
 
 
-def measure_retention(records: Sequence[EvalRecord], *, base: EvalRecord | None = None) -> Retention:
-    """Gain and forgetting from a run's evaluations in any order, against ``base`` or the record at step 0.
+def measure_retention(records: Sequence[EvalRecord]) -> Retention:
+    """Gain and forgetting from a run's evaluations in any order, against the one at step 0.
 
     Raises:
         DataError: no records, or no base.
     """
     ordered = sorted(records, key=lambda record: record.step)
-    if base is not None:
-        ordered = [base, *(record for record in ordered if record.step > base.step)]
-    if not ordered or (base is None and ordered[0].step != 0):
+    if not ordered or ordered[0].step != 0:
         found = f"the first one is of step {ordered[0].step}" if ordered else "there are none"
         raise DataError(f"evaluations: {found}, but gain and forgetting need the base model's; evaluate at step 0")
     general, domain = ([_loss(record, group) for record in ordered] for group in (GENERAL, DOMAIN))

@@ -194,7 +194,7 @@ def stability_table(item: Summary, points: Mapping[str, tuple[Point, ...]]) -> T
 
 def _stability(points: Sequence[tuple[int, Mapping[str, float]]], *, higher_is_better: bool) -> Stability | None:
     """Of figures by group at (step, figures): every group but the domain is an old task."""
-    names = sorted({name for _, figures in points for name in figures})
+    names = sorted({name for _, figures in points for name in figures if math.isfinite(figures[name])})
     series = {name: [_finite(figures.get(name, math.nan)) for _, figures in points] for name in names}
     old = {name: values for name, values in series.items() if name != DOMAIN}
     if len(points) < 2 or not old:

@@ -220,6 +220,12 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
+def test_a_key_that_stands_twice_is_refused_with_its_line(run_file: Path) -> None:
+    run_file.write_text("run: {name: a}\ntrain:\n  peak_lr: 1e-3\n  seed: 1\n  peak_lr: 2e-3\n")
+    with pytest.raises(ConfigError, match=r"peak_lr stands twice(.|\n)*line 5"):
+        load_config(run_file)
+
+
 def test_yaml_that_would_run_code_is_refused_and_does_not_run(run_file: Path) -> None:
     trap = run_file.with_name("trap")
     run_file.write_text(

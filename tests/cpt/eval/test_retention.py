@@ -29,14 +29,6 @@ def test_the_order_of_the_records_does_not_matter() -> None:
     assert measure_retention(RUN[::-1]) == measure_retention(RUN)
 
 
-def test_an_outside_base_replaces_step_zero() -> None:
-    base = record(0, 1.9, 3.5)
-    retention = measure_retention(RUN[1:], base=base)
-    assert retention.general_forgetting == pytest.approx(0.4)
-    assert retention.domain_gain == pytest.approx(2.0)
-    assert measure_retention(RUN, base=base) == retention  # its own step 0 does not count beside it
-
-
 def test_a_loss_that_was_not_finite_on_the_way_is_no_worst_point() -> None:
     retention = measure_retention([*RUN, record(15, None, 2.0)])
     assert retention == measure_retention(RUN)

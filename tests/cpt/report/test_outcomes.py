@@ -1,7 +1,9 @@
 """Benchmarks and documents in the report: what is told of them, and that damaged or missing files are warnings."""
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from run_stories import TWO_GROUPS, Exam, Story, evaluated_steps, write_document
 from typer.testing import CliRunner
 
 from cpt.eval.results import items_file, record_file
+from cpt.report.benchmark_views import stability_table
 from cpt.report.collect import collect_run
 from cpt.report.lost_views import example_blocks
 from cpt.report.outcomes import Outcomes, read_outcomes
@@ -145,6 +148,19 @@ def test_stability_has_the_worst_point_and_the_largest_fall(examined: Callable[.
     assert (
         "min-ACC" in part and "WC-ACC" in part and "WF10" in part and "| general | 3.130 | 40 | 3.020 | 0.150 |" in part
     )
+
+
+def test_a_group_of_perplexities_alone_leaves_the_accuracies_of_the_others_their_summary(
+    examined: Callable[..., Path],
+) -> None:
+    view, outcomes = read(examined())
+    points = {suite: own[0] for suite, own in outcomes.points.items()}
+    without = stability_table(view.summaries[0], points)
+    more = {
+        suite: tuple(replace(each, groups={**each.groups, "texts": (math.nan, math.nan)}) for each in own)
+        for suite, own in points.items()
+    }
+    assert without and stability_table(view.summaries[0], more) == without
 
 
 def test_a_long_table_is_short_in_the_twin_for_pull_requests(examined: Callable[..., Path]) -> None:
