@@ -161,7 +161,7 @@ def _sureness(item: Summary, group: str, scale: float | None = None) -> str:
         return ""
     change = item.compared.domain_gain if group == "domain" else row.change
     told = interval_text(change, scale=scale) if scale else ""
-    return (f"; 95% interval {told}" if told else "") + (", within noise" if row.word == "within noise" else "")
+    return (f"; 95% interval {told}" if told else "") + (f", {_called(row)}" if row.word == "within noise" else "")
 
 
 def _benchmark_sentences(summaries: Sequence[Summary]) -> list[str]:
@@ -189,8 +189,15 @@ def _accuracy_clause(row: "Row") -> str:
     points = f"{change.value * 100:+.1f} points".replace("-", "\u2212")
     told = interval_text(change, scale=100, digits=1)
     interval = f", 95% interval {told}" if told else ""
-    word = {"drop": ", a drop", "gain": ", a gain"}.get(row.word, f", {row.word}")
-    return f"{row.name} accuracy {change.before:.1%} to {change.after:.1%} ({points}{interval}{word})"
+    return f"{row.name} accuracy {change.before:.1%} to {change.after:.1%} ({points}{interval}, {_called(row)})"
+
+
+def _called(row: "Row") -> str:
+    """What a difference may be called; an interval that leaves out 0 needs the reason why it is noise all the same."""
+    low, high = row.change.low, row.change.high
+    if row.word == "within noise" and low is not None and high is not None and (low > 0 or high < 0):
+        return "within noise after the correction for many comparisons"
+    return f"a {row.word}" if row.word in ("drop", "gain") else row.word
 
 
 def _named_drops(rows: Sequence["Row"]) -> str:

@@ -10,13 +10,15 @@ import pytest
 from run_stories import TWO_GROUPS, Exam, Story, evaluated_steps, write_document_losses, write_exam, write_run
 from typer.testing import CliRunner
 
+from cpt.eval.comparison_rows import Row
 from cpt.eval.results import items_file, record_file
+from cpt.eval.significance import Difference
 from cpt.report.benchmark_views import stability_table
 from cpt.report.collect import collect_run
 from cpt.report.lost_views import example_blocks
 from cpt.report.outcomes import Outcomes, read_outcomes
 from cpt.report.render import build_report, report_data
-from cpt.report.verdict import Overview, overview
+from cpt.report.verdict import Overview, _accuracy_clause, overview
 from cpt.rundir import RunDir
 
 SUITE = TWO_GROUPS.suite
@@ -53,6 +55,12 @@ def test_the_verdict_names_the_drop_and_calls_noise_noise(examined: Callable[...
     assert "Benchmarks: domain accuracy 70.0% to 98.0% (+28.0 points, 95% interval" in told
     assert "of 3 tasks 1 drop, 1 gain, 1 within noise (dropped: blimp_agreement)." in told
     assert outcomes.warnings == ()
+
+
+def test_an_interval_without_0_that_is_noise_all_the_same_says_why() -> None:
+    change = Difference(0.818, 0.806, -0.0114, -0.0224, -0.0007, 0.0056, 0.045)
+    row = Row("general", "general", "accuracy", True, change, corrected_p=0.09, word="within noise")
+    assert "\u22122.2 to \u22120.1, within noise after the correction for many comparisons)" in _accuracy_clause(row)
 
 
 def test_a_general_loss_that_moved_within_noise_is_called_that(examined: Callable[..., Path]) -> None:
