@@ -22,7 +22,7 @@ from cpt.train.heartbeat import START_SECONDS
 from launch.local.ranks import LISTENER
 
 POLL_SECONDS = 0.05
-TELL_SECONDS = 2.0  # that a rank which is asked to stop tries to reach the others and tell them
+TELL_SECONDS = 2.0  # that a rank which is to stop waits for the others, to tell them
 ASKED, VERDICT, GO, STOP = "asked", "verdict", "go", "stop"  # in the store
 JOIN_SECONDS = 60.0  # at least: imports from a cold shared file system
 
@@ -51,8 +51,11 @@ def join(*, rank: int, world_size: int, seconds: float, asked_to_stop: Callable[
             else:
                 time.sleep(POLL_SECONDS)
         if store.get(VERDICT).decode() == STOP:
-            if rank == 0:
-                time.sleep(10 * POLL_SECONDS)  # the store ends with this rank; the others have yet to read from it
+            if rank == 0:  # the store ends with this rank: first those who wait read from it, and those on their way
+                told = time.monotonic() + TELL_SECONDS
+                while not all(store.check([key]) for key in keys.values()) and time.monotonic() < told:
+                    time.sleep(POLL_SECONDS)
+                time.sleep(10 * POLL_SECONDS)
             raise AskedToStop(f"asked to stop before all {world_size} ranks were there; nothing was trained")
     except dist.DistError as error:
         if asked_to_stop():

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from torch.distributed import TCPStore
 
 from cpt.train.guard import AskedToStop
 from cpt.train.joining import join
@@ -48,23 +49,26 @@ def test_asked_to_stop_while_ranks_are_missing_it_does_not_wait_for_them() -> No
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.usefixtures("port")
 @pytest.mark.parametrize("asked", range(3))
-def test_where_one_rank_is_asked_to_stop_all_leave_together(asked: int) -> None:
-    """Those that were not told would wait for it."""
+def test_where_one_rank_is_asked_to_stop_all_leave_together(port: int, asked: int) -> None:
+    """Those that were not told would wait for it; the third rank comes when it is asked itself, or not at all."""
+    stop = threading.Event()
 
     def outcome(rank: int) -> str:
         try:
-            join(rank=rank, world_size=3, seconds=30, asked_to_stop=lambda: rank == asked)
+            join(rank=rank, world_size=3, seconds=60, asked_to_stop=lambda: rank == asked and stop.is_set())
         except AskedToStop as stopped:
             return str(stopped)
         return "began"
 
     with ThreadPoolExecutor() as threads:
-        others = [threads.submit(outcome, rank) for rank in range(3) if rank != asked]
-        time.sleep(0.3)  # they wait for the third
-        found = {outcome(asked), *(each.result() for each in others)}
-    assert all(words.startswith("asked to stop before") for words in found)
+        ranks = [threads.submit(outcome, rank) for rank in (0, 1)]
+        seen = TCPStore("127.0.0.1", port, is_master=False)
+        while not seen.check(["joined/0", "joined/1"]):
+            time.sleep(0.01)
+        stop.set()
+        ranks += [threads.submit(outcome, 2)] if asked == 2 else []
+    assert {each.result() for each in ranks} == {"asked to stop before all 3 ranks were there; nothing was trained"}
 
 
 def test_asked_to_stop_while_rank_0_does_not_answer_it_does_not_wait_for_it(
