@@ -78,9 +78,9 @@ class CheckpointMeta:
     state_kinds: dict[str, list[str]] = field(
         default_factory=dict
     )  # by parameter, beside "param"; the writer's to fill
-    recent_steps: dict[str, list[tuple[int, float, float]]] = field(
+    recent_steps: dict[str, list[tuple[float, float]]] = field(
         default_factory=dict
-    )  # by series of the guard: (step, value, weight) of accepted steps; missing in checkpoints of earlier versions
+    )  # by series of the guard: (value, weight) of accepted steps; missing in checkpoints of earlier versions
     format_version: int = FORMAT_VERSION
 
 
@@ -274,8 +274,8 @@ def _read_meta(path: Path) -> CheckpointMeta:
     if any(not isinstance(kind, str) for kinds in _lists(path, "state_kinds", meta.state_kinds) for kind in kinds):
         raise DataError(f"{path}: state_kinds must hold words; copy the checkpoint again")
     entries = [entry for held in _lists(path, "recent_steps", meta.recent_steps) for entry in held]
-    if not all(isinstance(entry, list) and [type(part) for part in entry] == [int, float, float] for entry in entries):
-        raise DataError(f"{path}: recent_steps must hold lists of step, value and weight; copy the checkpoint again")
+    if not all(isinstance(entry, list) and [type(part) for part in entry] == [float, float] for entry in entries):
+        raise DataError(f"{path}: recent_steps must hold lists of value and weight; copy the checkpoint again")
     return meta
 
 

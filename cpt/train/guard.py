@@ -161,4 +161,4 @@ class Guard:
             raise BadStep(step, map(str, spikes))
 
     def accept(self, info: "StepInfo") -> None:
-        self.detector.accept(info.step, info.loss_sums, info.counted, info.grad_norm)
+        self.detector.accept(info.loss_sums, info.counted, info.grad_norm)

@@ -36,7 +36,7 @@ FEW_ROWS = 3.0
 LOSS_OF, BATCHES, NORMS = "loss of ", "excess of the batch", "log of the norm"  # the series of a history
 UNSETTLED = 2.0  # what sigma is multiplied by while the rate rises, and after a stage border
 
-History = dict[str, list[tuple[int, float, float]]]  # by series: (step, value, weight) of accepted steps, oldest first
+History = dict[str, list[tuple[float, float]]]  # by series: (value, weight) of accepted steps, oldest first
 
 
 @dataclass(frozen=True)
@@ -78,28 +78,28 @@ def upper_limit(
 
 
 class Recent:
-    """The last accepted values of one series, with the step each belongs to."""
+    """The last accepted values of one series, with their weights."""
 
-    def __init__(self, history: Sequence[tuple[int, float, float]] = ()) -> None:
-        self._held: deque[tuple[int, float, float]] = deque(history, maxlen=WINDOW)
+    def __init__(self, history: Sequence[tuple[float, float]] = ()) -> None:
+        self._held: deque[tuple[float, float]] = deque(history, maxlen=WINDOW)
 
     @property
     def values(self) -> list[float]:
-        return [value for _, value, _ in self._held]
+        return [value for value, _ in self._held]
 
     @property
     def weights(self) -> list[float]:
-        return [weight for _, _, weight in self._held]
+        return [weight for _, weight in self._held]
 
     @property
     def is_known(self) -> bool:
         return len(self._held) >= KNOWN_STEPS
 
-    def add(self, step: int, value: float, weight: float = 1.0) -> None:
-        self._held.append((step, float(value), float(weight)))
+    def add(self, value: float, weight: float = 1.0) -> None:
+        self._held.append((float(value), float(weight)))
 
-    def history(self) -> list[tuple[int, float, float]]:
-        """(step, value, weight) of each, oldest first."""
+    def history(self) -> list[tuple[float, float]]:
+        """(value, weight) of each, oldest first."""
         return list(self._held)
 
 
@@ -175,16 +175,16 @@ class SpikeDetector:
             return []
         return [Spike("the gradient norm", norm, math.exp(centre(recent.values)), math.exp(limit))]
 
-    def accept(self, step: int, sums: Mapping[str, float], counted: Mapping[str, int], norm: float) -> None:
+    def accept(self, sums: Mapping[str, float], counted: Mapping[str, int], norm: float) -> None:
         """Remember a step that was taken."""
         batch = self._excess(sums, counted)
         if batch.tokens:
-            self._batches.add(step, batch.value, batch.tokens)
+            self._batches.add(batch.value, batch.tokens)
         for name, tokens in counted.items():
             if tokens:
-                self._losses.setdefault(name, Recent()).add(step, sums[name] / tokens, tokens)
+                self._losses.setdefault(name, Recent()).add(sums[name] / tokens, tokens)
         if norm > 0.0:
-            self._norms.add(step, math.log(norm))
+            self._norms.add(math.log(norm))
 
     def history(self) -> History:
         """What the next step is judged by: goes into a checkpoint, so that a run which goes on judges like one that

@@ -24,7 +24,7 @@ def spikes(losses: list[float]) -> list[int]:
         if detector.in_losses(sums, counted, settled=True):
             found.append(place)
         else:
-            detector.accept(place, sums, counted, 1.0)
+            detector.accept(sums, counted, 1.0)
     return found
 
 

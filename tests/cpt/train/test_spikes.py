@@ -32,7 +32,7 @@ def alarms(losses: dict[str, list[float]], rows: dict[str, list[int]], *, sigma:
         if detector.in_losses(sums, counted, settled=True):
             found.append(step)
         else:
-            detector.accept(step + 1, sums, counted, 1.0)
+            detector.accept(sums, counted, 1.0)
     return found
 
 
@@ -75,8 +75,8 @@ def test_a_jump_of_the_loss_is_found_at_its_step_alone(seed: int, at: int, heigh
 def test_a_jump_of_one_source_among_others_is_found_by_name() -> None:
     detector = SpikeDetector(8.0, ROW)
     counted = {"web": 48 * ROW, "law": 16 * ROW}
-    for step in range(40):
-        detector.accept(step + 1, {"web": 2.5 * counted["web"], "law": 1.5 * counted["law"]}, counted, 1.0)
+    for _ in range(40):
+        detector.accept({"web": 2.5 * counted["web"], "law": 1.5 * counted["law"]}, counted, 1.0)
     found = detector.in_losses({"web": 2.5 * counted["web"], "law": 2.5 * counted["law"]}, counted, settled=True)
     assert list(found) == ["law"]
     assert (found["law"].value, found["law"].usual) == (2.5, 1.5)
@@ -106,8 +106,8 @@ def test_nothing_is_a_spike_before_there_is_history_or_where_sigma_is_none() -> 
     early = [2.0] * (MIN_HISTORY - 1) + [50.0] + [2.0] * 5
     assert alarms({"web": early}, {"web": [64] * len(early)}) == []
     detector = SpikeDetector(None, ROW)
-    for step in range(50):
-        detector.accept(step, {"web": 2.0 * ROW}, {"web": ROW}, 1.0)
+    for _ in range(50):
+        detector.accept({"web": 2.0 * ROW}, {"web": ROW}, 1.0)
     assert detector.in_losses({"web": 90.0 * ROW}, {"web": ROW}, settled=True) == {}
     assert detector.in_norm(1e9, settled=True) == []
 
@@ -115,7 +115,7 @@ def test_nothing_is_a_spike_before_there_is_history_or_where_sigma_is_none() -> 
 def test_a_norm_is_judged_by_its_logarithm() -> None:
     detector = SpikeDetector(8.0, ROW)
     for step in range(60):
-        detector.accept(step, {}, {}, 0.5 + 0.01 * (step % 3))
+        detector.accept({}, {}, 0.5 + 0.01 * (step % 3))
     assert detector.in_norm(5.0, settled=True) == []
     (spike,) = detector.in_norm(20.0, settled=True)
     assert spike.value == 20.0 and spike.usual == pytest.approx(0.51) and spike.limit == pytest.approx(8.4, rel=0.01)
@@ -149,7 +149,7 @@ def test_a_detector_with_the_history_of_another_judges_like_it() -> None:
     def taught(detector: SpikeDetector, steps: range) -> SpikeDetector:
         for step in steps:
             draw = random.Random(step)
-            detector.accept(step, {"web": draw.gauss(200, 2), "code": draw.gauss(90, 1)}, {"web": 100, "code": 60}, 2.0)
+            detector.accept({"web": draw.gauss(200, 2), "code": draw.gauss(90, 1)}, {"web": 100, "code": 60}, 2.0)
         return detector
 
     known = taught(SpikeDetector(8.0, ROW), range(1, 201))
